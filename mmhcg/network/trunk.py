@@ -1,0 +1,142 @@
+"""Stem and stages: from an image to the feature maps that a detector or a classifier reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from mmhcg.network.layers import ConvNormAct, Norm
+from mmhcg.network.smg import dense_module, transition
+from mmhcg.network.variants import Variant, get_variant
+
+
+class Stage(nn.Module):
+    """Transition (not in the first stage), hybrid block, norm and ReLU.
+
+    The activated map is both the stage's output and what the next transition reads.
+    (N, Cin, H, W) -> (N, C, ceil(H / stride), ceil(W / stride)), stride 1 in the first stage and 2 after it.
+    """
+
+    def __init__(
+        self, in_channels: int, blocks: int, growth_rate: int, *, first: bool, norm: Norm, gate_norm: Norm
+    ) -> None:
+        super().__init__()
+        self.transition = None if first else transition(in_channels, norm=norm, gate_norm=gate_norm)
+        channels = in_channels if first else in_channels // 2
+        self.block = nn.ModuleList(
+            dense_module(channels + i * growth_rate, growth_rate, norm=norm, gate_norm=gate_norm)
+            for i in range(blocks)
+        )
+        self.norm = norm(channels + blocks * growth_rate)
+        self.with_cp = False
+
+    def forward(self, feat: Tensor) -> Tensor:
+        if self.transition is not None:
+            feat = self._run(self.transition, feat)
+        for module in self.block:
+            feat = torch.cat((feat, self._run(module, feat)), 1)
+        return F.relu(self.norm(feat))
+
+    def _run(self, module: nn.Module, feat: Tensor) -> Tensor:
+        if not (self.with_cp and torch.is_grad_enabled()):
+            return module(feat)
+        return checkpoint(
+            module, feat, use_reentrant=False, context_fn=lambda: (nullcontext(), _kept_statistics(module))
+        )
+
+
+@contextmanager
+def _kept_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep running statistics as they are: the recomputation of a checkpoint must not count a batch twice."""
+    kept = [(buffer, buffer.clone()) for m in module.modules() if m.training for buffer in m.buffers(False)]
+    try:
+        yield
+    finally:
+        for buffer, value in kept:
+            buffer.data.copy_(value)  # .data, because the backward pass has saved the buffer
+
+
+def build_stem(variant: Variant, in_channels: int, norm: Norm) -> nn.Module:
+    """ImageNet: three 3x3 convolutions and a max-pool, stride 4 in all. CIFAR: one 3x3 convolution."""
+    if variant.stem == 'cifar':
+        return nn.Conv2d(in_channels, variant.stem_channels, 3, padding=1, bias=False)
+    return nn.Sequential(
+        ConvNormAct(in_channels, 32, stride=2, norm=norm),
+        ConvNormAct(32, 32, norm=norm),
+        ConvNormAct(32, variant.stem_channels, norm=norm),
+        nn.MaxPool2d(3, stride=2, padding=1),
+    )
+
+
+class Trunk(nn.Module):
+    """HCGNet without a classifier (Yang et al., AAAI 2020, arXiv 1908.09699).
+
+    Args:
+        arch: 'a1', 'a2', 'a3' (CIFAR), 'b', 'c' (ImageNet), or a dict with `blocks` and `growth_rates`.
+        in_channels: Channels of the image.
+        out_indices: Stages to return, from 0; stages after the last of them are not built. None: all.
+        norm: Makes the norms on maps (N, C, H, W).
+        gate_norm: Makes the norms inside the gates, on (N, C).
+        with_cp: Recompute each SMG module in the backward pass instead of keeping its maps.
+
+    Attributes:
+        out_channels: Channels of each returned map.
+        out_strides: Stride of each returned map.
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping = 'b',
+        in_channels: int = 3,
+        out_indices: Sequence[int] | None = None,
+        *,
+        norm: Norm = nn.BatchNorm2d,
+        gate_norm: Norm = nn.BatchNorm1d,
+        with_cp: bool = False,
+    ) -> None:
+        super().__init__()
+        variant = get_variant(arch)
+        count = len(variant.blocks)
+        self.out_indices = tuple(range(count) if out_indices is None else out_indices)
+        if not self.out_indices or sorted(set(self.out_indices) & set(range(count))) != list(
+            self.out_indices
+        ):
+            raise ValueError(f'out_indices must be ascending, in 0..{count - 1}, not {self.out_indices}')
+        self.out_channels = tuple(variant.stage_channels[i] for i in self.out_indices)
+        self.out_strides = tuple(variant.stage_strides[i] for i in self.out_indices)
+
+        self.stem = build_stem(variant, in_channels, norm)
+        self.stages = nn.ModuleList()
+        channels = variant.stem_channels
+        for i in range(self.out_indices[-1] + 1):
+            stage = Stage(
+                channels,
+                variant.blocks[i],
+                variant.growth_rates[i],
+                first=i == 0,
+                norm=norm,
+                gate_norm=gate_norm,
+            )
+            stage.with_cp = with_cp
+            self.stages.append(stage)
+            channels = variant.stage_channels[i]
+        self._init_convs()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Map an image (N, in_channels, H, W) to one map (N, C_i, ceil(H / s_i), ceil(W / s_i)) an out_index."""
+        feat, out = self.stem(image), []
+        for i, stage in enumerate(self.stages):
+            feat = stage(feat)
+            if i in self.out_indices:
+                out.append(feat)
+        return tuple(out)
+
+    def _init_convs(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity='relu')  # He et al., 2015
