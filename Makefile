@@ -1,0 +1,25 @@
+# `make demo` and `make test` set up .venv by themselves. PYTHON names the interpreter that it is made with.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint format
+
+demo: .venv/ready
+	$(BIN)/python tools/demo.py
+
+test: .venv/ready lint
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: .venv/ready
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.venv/ready: setup.py
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 9) or sys.exit("mmhcg needs Python 3.9 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[standalone,test]'
+	touch $@
