@@ -1,0 +1,47 @@
+"""What the command lines of `tools/train.py` and `tools/test.py` share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from mmengine.config import DictAction
+
+from mmhcg.runs.errors import UserError
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options that training and testing have in common."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config>)')
+    parser.add_argument('--data-root', help="folder in COCO's layout, instead of the config's data")
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change entries of the config, e.g. train_cfg.max_epochs=3 train_dataloader.batch_size=4',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what started several processes; `torchrun` is pytorch (default: none)',
+    )
+    # PyTorch's older launchers pass the rank as an option instead of the variable LOCAL_RANK.
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def run(function: Callable[..., Any], parser: argparse.ArgumentParser, argv: list[str] | None) -> None:
+    """Call `function` with the parsed options; a UserError becomes one message and exit code 2."""
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # MMEngine's, on every start
+    options = vars(parser.parse_args(argv))
+    os.environ.setdefault('LOCAL_RANK', str(options.pop('local_rank')))
+    try:
+        function(**options)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)

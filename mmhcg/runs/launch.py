@@ -1,0 +1,200 @@
+"""One training or testing run, from a config and the options of the command line to MMEngine's Runner."""
+
+from __future__ import annotations
+
+import os
+from copy import deepcopy
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+import mmhcg  # noqa: F401  registers HCGNet and prepares the stack, before anything imports mmdet
+from mmhcg.runs import preflight, pretrained
+from mmhcg.runs.datasets import metrics, move_data
+from mmhcg.runs.errors import UserError
+
+_run_numbers = count()
+
+
+def train(
+    config: str | Path | Config,
+    work_dir: str | Path | None = None,
+    data_root: str | Path | None = None,
+    resume: bool | str | Path = False,
+    amp: bool = False,
+    seed: int | None = None,
+    no_pretrained: bool = False,
+    cfg_options: dict[str, Any] | None = None,
+    launcher: str = 'none',
+) -> Runner:
+    """Train the config's detector; returns the Runner that did.
+
+    Args:
+        config: A config file, or a Config, which is left as it is.
+        work_dir: For logs and checkpoints; default: the config's, else `work_dirs/<name of the config file>`.
+        data_root: A folder in COCO's layout that replaces the config's data.
+        resume: True goes on from the newest checkpoint in the work dir, a file name from that file.
+        amp: Mixed precision with dynamic loss scaling.
+        seed: For Python, NumPy and PyTorch.
+        no_pretrained: Start from random weights and freeze nothing.
+        cfg_options: Replaces config entries: {'train_cfg.max_epochs': 3}.
+        launcher: 'none', or what started several processes: 'pytorch', 'slurm', 'mpi'.
+
+    Raises:
+        UserError: what was given cannot work; nothing has been started or written.
+    """
+    cfg = _load(config, cfg_options, work_dir, data_root, launcher)
+    backbone_type = preflight.check_backbone(cfg)
+    if amp:
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+    preflight.check_amp(cfg)
+    if seed is not None:
+        cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
+    if resume:
+        cfg.resume, cfg.load_from = True, _resume_from(resume, cfg.work_dir)
+    elif cfg.get('resume') and not cfg.get('load_from'):
+        cfg.load_from = _resume_from(True, cfg.work_dir)
+    note = _settle_weights(cfg, backbone_type, no_pretrained)
+    preflight.check_data(cfg, ('train', 'val'))
+    runner = _build_runner(cfg)
+    if note:
+        runner.logger.info(note)
+    runner.train()
+    return runner
+
+
+def test(
+    config: str | Path | Config,
+    checkpoint: str | Path,
+    data_root: str | Path | None = None,
+    out: str | Path | None = None,
+    show_dir: str | Path | None = None,
+    work_dir: str | Path | None = None,
+    cfg_options: dict[str, Any] | None = None,
+    launcher: str = 'none',
+) -> dict[str, float]:
+    """Score a checkpoint with the twelve COCO numbers for each of box and mask; returns them by name.
+
+    Args:
+        config: A config file, or a Config, which is left as it is.
+        checkpoint: The detector's weights.
+        data_root: A folder in COCO's layout that replaces the config's data.
+        out: Write the predictions to this .pkl file.
+        show_dir: Draw every image into this folder, ground truth on the left, detections on the right.
+        work_dir: For the log; default: the config's, else `work_dirs/<name of the config file>`.
+        cfg_options: Replaces config entries.
+        launcher: 'none', or what started several processes: 'pytorch', 'slurm', 'mpi'.
+
+    Raises:
+        UserError: what was given cannot work; nothing has been started or written.
+    """
+    cfg = _load(config, cfg_options, work_dir, data_root, launcher)
+    if out is not None and not str(out).endswith(('.pkl', '.pickle')):
+        raise UserError(f'--out must end in .pkl or .pickle, not {out}')
+    preflight.check_backbone(cfg)
+    checkpoint = str(checkpoint)
+    preflight.check_checkpoint(checkpoint)
+    preflight.check_data(cfg, ('test',))
+    pretrained.drop_pretrained(cfg)
+    cfg.load_from, cfg.resume = checkpoint, False
+    if show_dir is not None:
+        # Absolute, because the hook joins its folder to a relative one anew for every image.
+        show = {'type': 'DetVisualizationHook', 'draw': True, 'test_out_dir': os.path.abspath(show_dir)}
+        cfg.merge_from_dict({'default_hooks.visualization': show})
+    runner = _build_runner(cfg)
+    if out is not None:
+        from mmdet.evaluation import DumpDetResults
+
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(out)))
+    return runner.test()
+
+
+def _load(
+    config: str | Path | Config,
+    cfg_options: dict[str, Any] | None,
+    work_dir: str | Path | None,
+    data_root: str | Path | None,
+    launcher: str,
+) -> Config:
+    try:
+        import mmdet  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"MMDetection cannot be imported ({error}): pip install -e '.[standalone]'"
+        ) from error
+    if isinstance(config, Config):
+        cfg = deepcopy(config)
+    elif not os.path.isfile(config):
+        raise UserError(f'no config file {os.path.abspath(config)}')
+    else:
+        try:
+            cfg = Config.fromfile(config)
+        except Exception as error:  # a config is a program, so it can fail in any way
+            raise UserError(f'cannot read the config {config}: {type(error).__name__}: {error}') from error
+    try:
+        cfg.merge_from_dict(cfg_options or {})
+    except (KeyError, TypeError, AssertionError) as error:
+        raise UserError(f'--cfg-options do not fit the config: {error}') from error
+    cfg.launcher = launcher
+    if work_dir is not None:
+        cfg.work_dir = str(work_dir)
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('work_dirs', Path(cfg.filename or 'run').stem)
+    if data_root is not None:
+        move_data(cfg, str(data_root))
+    return cfg
+
+
+def _resume_from(resume: bool | str | Path, work_dir: str) -> str:
+    """The checkpoint to resume; UserError rather than a silent fresh start."""
+    if resume is not True:
+        return str(resume)
+    latest = find_latest_checkpoint(work_dir)
+    if latest is None:
+        raise UserError(
+            f'nothing to resume: no checkpoint in {os.path.abspath(work_dir)}. '
+            'Leave out --resume to start afresh, or name a file: --resume CKPT'
+        )
+    # MMEngine notes the path as it was seen when and where training was started.
+    beside = os.path.join(work_dir, os.path.basename(latest))
+    return beside if os.path.isfile(beside) else latest
+
+
+def _settle_weights(cfg: Config, backbone_type: type, no_pretrained: bool) -> str | None:
+    """Decide where the backbone's first weights come from; returns what the log should say about it."""
+    checkpoint = preflight.check_checkpoint(cfg.load_from, cfg.resume) if cfg.get('load_from') else {}
+    if no_pretrained or (cfg.get('resume') and pretrained.was_started_from_scratch(checkpoint)):
+        return pretrained.start_from_scratch(cfg, backbone_type)
+    if cfg.get('load_from'):
+        pretrained.drop_pretrained(cfg)
+    else:
+        pretrained.find_pretrained(cfg)
+    return None
+
+
+def _build_runner(cfg: Config) -> Runner:
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+        _join_cpu_processes(cfg)
+    from mmhcg.runs.coco_metric import use_twelve_numbers
+
+    use_twelve_numbers(metrics(cfg, 'val') + metrics(cfg, 'test'))
+    # MMEngine keeps one visualizer per name: a second run would write into the first one's folder.
+    cfg.merge_from_dict({'visualizer.name': f'visualizer_{next(_run_numbers)}'})
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _join_cpu_processes(cfg: Config) -> None:
+    """torchrun without GPUs, which MMEngine's own launcher does not provide for."""
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )

@@ -1,0 +1,121 @@
+"""Where the backbone's first weights come from: a file, a checkpoint of the whole detector, or nowhere."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from mmhcg.runs.errors import UserError
+
+FROM_SCRATCH_NOTE = (
+    '--no-pretrained: the backbone starts from random weights, so nothing is frozen and its norms learn: '
+)
+SMALL_BATCH_NOTE = (
+    "Fewer than 4 images a GPU are too few for the norms in HCGNet's gates to learn: gradients explode. Set "
+    'train_dataloader.batch_size=4 or more, or model.backbone.norm_cfg.type=SyncBN on several GPUs, or '
+    'model.backbone.norm_cfg.type=GN model.backbone.norm_cfg.num_groups=32.'
+)
+
+
+def find_pretrained(cfg: Config) -> None:
+    """Make sure the backbone's pretrained file is there; `.pth` stands in for `.safetensors` and vice versa.
+
+    Addresses such as `torchvision://resnet50` are left to MMEngine.
+
+    Raises:
+        UserError: the file is missing under both names.
+    """
+    for init in _pretrained_files(cfg.model.backbone):
+        stem = os.path.splitext(init.checkpoint)[0]
+        names = [init.checkpoint, f'{stem}.safetensors', f'{stem}.pth']
+        found = next(filter(os.path.isfile, names), None)
+        if found is None:
+            raise UserError(_missing(cfg.model.backbone, init.checkpoint))
+        init.checkpoint = found
+
+
+def drop_pretrained(cfg: Config) -> None:
+    """Forget the backbone's pretrained file, because a checkpoint brings these weights; freezing stays."""
+    backbone = cfg.model.backbone
+    files = _pretrained_files(backbone)
+    if files:
+        backbone.init_cfg = [init for init in _init_cfgs(backbone) if init not in files] or None
+
+
+def start_from_scratch(cfg: Config, backbone_type: type) -> str:
+    """Drop pretrained weights of any kind, unfreeze the backbone and let its norms learn.
+
+    Returns what was done, for the log.
+    """
+    backbone = cfg.model.backbone
+    kept = [init for init in _init_cfgs(backbone) if init.get('type') != 'Pretrained']
+    backbone.init_cfg = kept or None
+    backbone.pop('pretrained', None)  # mmdet's older spelling
+    changed = {}
+    for option, value in (('frozen_stages', -1), ('norm_eval', False)):
+        if option in backbone or _accepts(backbone_type, option):
+            backbone[option] = changed[option] = value
+    if backbone.get('norm_cfg'):
+        backbone.norm_cfg.requires_grad = changed['norm_cfg.requires_grad'] = True
+    if 'train_dataloader' in cfg:
+        _keep_batches_full(cfg.train_dataloader)
+    cfg.no_pretrained = True  # travels in the checkpoint, so that a resumed run stays unfrozen
+    options = ', '.join(f'{option}={value}' for option, value in changed.items())
+    note = f'{FROM_SCRATCH_NOTE}{options}. An incomplete batch at the end of an epoch is skipped.'
+    if _is_hcgnet(backbone) and cfg.get('train_dataloader', {}).get('batch_size', 4) < 4:
+        note += f' {SMALL_BATCH_NOTE}'
+    return note
+
+
+def was_started_from_scratch(checkpoint: dict[str, Any]) -> bool:
+    """Whether the run that wrote this checkpoint had `--no-pretrained`."""
+    # Searched, not parsed: MMEngine reads a config by running it, and a checkpoint must not run code.
+    return re.search(r'^no_pretrained = True$', checkpoint.get('meta', {}).get('cfg', ''), re.M) is not None
+
+
+def _keep_batches_full(loader: ConfigDict) -> None:
+    """An epoch's last batch may be one image, which HCGNet's gates cannot normalise while norms learn."""
+    from mmhcg.runs.batches import FullBatchSampler
+
+    if loader.get('batch_sampler') is None:
+        loader.drop_last = True
+    elif loader.batch_sampler.type in ('AspectRatioBatchSampler', 'mmdet.AspectRatioBatchSampler'):
+        loader.batch_sampler.type = FullBatchSampler.__name__
+
+
+def _init_cfgs(backbone: ConfigDict) -> list[ConfigDict]:
+    init_cfg = backbone.get('init_cfg') or []
+    return [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg)
+
+
+def _pretrained_files(backbone: ConfigDict) -> list[ConfigDict]:
+    return [
+        init
+        for init in _init_cfgs(backbone)
+        if init.get('type') == 'Pretrained' and '://' not in init.get('checkpoint', '')
+    ]
+
+
+def _is_hcgnet(backbone: ConfigDict) -> bool:
+    return str(getattr(backbone.type, '__name__', backbone.type)).endswith('HCGNet')
+
+
+def _accepts(cls: type, option: str) -> bool:
+    """Whether a constructor takes the option, by itself or by passing `**kwargs` on to its parent."""
+    return any(option in inspect.signature(base.__init__).parameters for base in cls.__mro__)
+
+
+def _missing(backbone: ConfigDict, path: str) -> str:
+    arch = backbone.get('arch')
+    way_out = f'put the weights at {path}'
+    if _is_hcgnet(backbone) and isinstance(arch, str):
+        authors_file = f'HCGNet_{arch.upper()}_best.pth.tar'
+        way_out = f"convert the authors' file: python tools/convert_checkpoint.py {authors_file} {path}"
+    return (
+        f'no pretrained weights at {os.path.abspath(path)} (.safetensors or .pth). Either\n  - {way_out}\n'
+        '  - or train from random weights, with nothing frozen: add --no-pretrained'
+    )

@@ -1,0 +1,346 @@
+"""What a run does to its config before it starts, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import DefaultSampler
+from pycocotools import mask as mask_api
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from tiny_run import CLASSES, CONFIGS, load_tool, write_config, write_data
+
+from mmhcg.data import make_shapes
+from mmhcg.runs import UserError, preflight, pretrained, train
+from mmhcg.runs.datasets import leaf_datasets, move_data
+
+MASK_B = CONFIGS / 'mask_rcnn_hcgnet_b_fpn_1x_coco.py'
+WEIGHTS = 'checkpoints/hcgnet_b_in1k.safetensors'
+BACKBONES = ['mask_rcnn_hcgnet_b_fpn_1x_coco.py', 'mask_rcnn_r50_fpn_1x_coco.py']
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory) -> Path:
+    """A folder with tiny.py and shapes/, the set that it trains on."""
+    folder = tmp_path_factory.mktemp('tiny')
+    write_config(folder)
+    write_data(folder)
+    return folder
+
+
+def test_data_root_moves_train_val_test_and_evaluators():
+    cfg = Config.fromfile(MASK_B)
+    move_data(cfg, '/new')
+    for mode, split in (('train', 'train2017'), ('val', 'val2017'), ('test', 'val2017')):
+        (dataset,) = leaf_datasets(cfg, mode)
+        assert (dataset.data_root, dataset.data_prefix.img) == ('/new', f'{split}/')
+        assert dataset.ann_file == f'annotations/instances_{split}.json'
+    assert cfg.val_evaluator.ann_file == '/new/annotations/instances_val2017.json'
+    assert cfg.test_evaluator.ann_file == '/new/annotations/instances_val2017.json'
+
+
+def test_data_root_reaches_into_wrappers_and_lists():
+    cfg = Config.fromfile(MASK_B)
+    one = cfg.train_dataloader.dataset
+    two = dict(one, ann_file='annotations/more.json')
+    mix = dict(type='MultiImageMixDataset', dataset=one, pipeline=[])
+    cfg.train_dataloader.dataset = dict(
+        type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[mix, two])
+    )
+    cfg.val_evaluator = [cfg.val_evaluator, dict(type='DumpDetResults', out_file_path='x.pkl')]
+    cfg.test_evaluator = dict(type='Evaluator', metrics=[cfg.test_evaluator])
+    move_data(cfg, '/new')
+    assert [dataset.data_root for dataset in leaf_datasets(cfg, 'train')] == ['/new', '/new']
+    assert [dataset.ann_file for dataset in leaf_datasets(cfg, 'train')] == [
+        'annotations/instances_train2017.json',
+        'annotations/more.json',
+    ]
+    assert cfg.val_evaluator[0].ann_file == '/new/annotations/instances_val2017.json'
+    assert cfg.test_evaluator.metrics[0].ann_file == '/new/annotations/instances_val2017.json'
+    assert 'ann_file' not in cfg.val_evaluator[1]
+
+
+def test_data_root_leaves_an_empty_image_prefix_empty():
+    cfg = Config.fromfile(MASK_B)
+    cfg.val_dataloader.dataset.data_prefix.img = ''  # as in LVIS, whose file names start with the folder
+    move_data(cfg, '/new')
+    assert next(leaf_datasets(cfg, 'val')).data_prefix.img == ''
+
+
+def test_data_root_keeps_names_below_the_old_root_and_replaces_others():
+    cfg = Config.fromfile(MASK_B)
+    cfg.train_dataloader.dataset.update(data_root='/old', ann_file='/old/annotations/mine.json')
+    cfg.val_dataloader.dataset.update(data_root='', ann_file='x/v.json', data_prefix=dict(img='x/val'))
+    cfg.val_evaluator.ann_file = '/elsewhere/v.json'
+    move_data(cfg, '/new')
+    (train_set,), (val_set,) = leaf_datasets(cfg, 'train'), leaf_datasets(cfg, 'val')
+    assert train_set.ann_file == 'annotations/mine.json'
+    assert (val_set.ann_file, val_set.data_prefix.img) == ('annotations/instances_val2017.json', 'val2017/')
+    assert cfg.val_evaluator.ann_file == '/new/annotations/instances_val2017.json'
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_no_pretrained_leaves_nothing_frozen(name):
+    from mmdet.registry import MODELS
+
+    cfg = Config.fromfile(CONFIGS / name)
+    cfg.model.backbone.norm_cfg.requires_grad = False
+    note = pretrained.start_from_scratch(cfg, preflight.check_backbone(cfg))
+    assert cfg.model.backbone.init_cfg is None
+    assert 'frozen_stages=-1, norm_eval=False, norm_cfg.requires_grad=True.' in note
+    assert ('train_dataloader.batch_size=4 or more' in note) == ('hcgnet' in name)
+    backbone = MODELS.build(cfg.model.backbone)
+    backbone.train()
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    assert all(module.training for module in backbone.modules())
+
+
+@pytest.mark.parametrize(
+    ('images', 'size', 'batches'), [(7, 2, 3), (8, 2, 4), (5, 2, 2), (8, 3, 2), (9, 3, 3)]
+)
+def test_no_pretrained_batches_are_full(images, size, batches):
+    from mmdet.registry import DATA_SAMPLERS
+
+    cfg = Config.fromfile(MASK_B)
+    pretrained.start_from_scratch(cfg, preflight.check_backbone(cfg))
+    dataset = [dict(width=2 + index % 2, height=2 + index // 2 % 2) for index in range(images)]
+    dataset = type('Pictures', (list,), dict(get_data_info=list.__getitem__))(dataset)
+    sampler = DefaultSampler(dataset, shuffle=False)
+    arguments = dict(cfg.train_dataloader.batch_sampler, sampler=sampler, batch_size=size)
+    batch_sampler = DATA_SAMPLERS.build(arguments)
+    assert [len(batch) for batch in batch_sampler] == [size] * batches
+    assert len(batch_sampler) == batches
+
+
+def test_pretrained_file_is_found_under_either_suffix(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'checkpoints').mkdir()
+    (tmp_path / 'checkpoints/hcgnet_b_in1k.pth').touch()
+    cfg = Config.fromfile(MASK_B)
+    pretrained.find_pretrained(cfg)
+    assert cfg.model.backbone.init_cfg.checkpoint == 'checkpoints/hcgnet_b_in1k.pth'
+    (tmp_path / WEIGHTS).touch()
+    cfg = Config.fromfile(MASK_B)
+    pretrained.find_pretrained(cfg)
+    assert cfg.model.backbone.init_cfg.checkpoint == WEIGHTS
+
+
+def test_missing_weights_name_both_ways_out(tmp_path, monkeypatch, tiny):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        train(MASK_B, data_root='/nowhere')
+    assert str(tmp_path / WEIGHTS) in str(error.value)
+    assert f'python tools/convert_checkpoint.py HCGNet_B_best.pth.tar {WEIGHTS}' in str(error.value)
+    assert '--no-pretrained' in str(error.value)
+    assert not list(tmp_path.iterdir())  # nothing was started
+
+
+def test_addresses_of_weights_are_left_to_mmengine():
+    cfg = Config.fromfile(CONFIGS / BACKBONES[1])
+    pretrained.find_pretrained(cfg)
+    pretrained.drop_pretrained(cfg)
+    assert cfg.model.backbone.init_cfg.checkpoint == 'torchvision://resnet50'
+
+
+def test_a_checkpoint_stands_in_for_pretrained_weights_and_freezing_stays():
+    cfg = Config.fromfile(MASK_B)
+    pretrained.drop_pretrained(cfg)
+    assert cfg.model.backbone.init_cfg is None
+    assert (cfg.model.backbone.frozen_stages, cfg.model.backbone.norm_eval) == (1, True)
+
+
+def edit_annotations(folder: Path, change) -> str:
+    """A copy of the generated set whose validation annotations went through `change`."""
+    make_shapes(folder / 'edited', images=2, seed=0, val_images=2, size=64)
+    path = folder / 'edited/annotations/instances_val2017.json'
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return str(folder / 'edited')
+
+
+def rename_class(content: dict) -> None:
+    content['categories'][1]['name'] = 'square'
+
+
+def reverse_classes(content: dict) -> None:
+    content['categories'].reverse()
+
+
+def drop_categories(content: dict) -> None:
+    del content['categories']
+
+
+def rename_image(content: dict) -> None:
+    content['images'][0]['file_name'] = 'gone.png'
+
+
+@pytest.mark.parametrize(
+    ('change', 'expected'),
+    [
+        (rename_class, r"lacks 1 of them, e.g. 'rectangle'[\s\S]*val_dataloader[\s\S]*'square'"),
+        (reverse_classes, 'another order'),
+        (drop_categories, "instances_val2017.json is not a readable COCO.*'categories'"),
+        (rename_image, r'val_dataloader: no image at \S*/edited/val2017/gone.png'),
+        (lambda content: content['images'].clear(), 'instances_val2017.json lists no images'),
+    ],
+)
+def test_annotations_that_do_not_fit_are_refused(tiny, tmp_path, change, expected):
+    with pytest.raises(UserError, match=expected):
+        train(
+            tiny / 'tiny.py',
+            work_dir=tmp_path / 'wd',
+            data_root=edit_annotations(tmp_path, change),
+            no_pretrained=True,
+        )
+    assert not (tmp_path / 'wd').exists()
+
+
+def test_wrong_data_root_names_every_file_it_looked_for(tiny):
+    cfg = Config.fromfile(tiny / 'tiny.py')
+    before = cfg.to_dict()
+    with pytest.raises(UserError) as error:
+        train(cfg, data_root=tiny / 'nowhere', no_pretrained=True)
+    assert cfg.to_dict() == before  # the caller's config is not what the run changes
+    for where in ('train_dataloader', 'val_dataloader', 'val_evaluator'):
+        split = 'train2017' if where.startswith('train') else 'val2017'
+        assert f'{where}: {tiny}/nowhere/annotations/instances_{split}.json' in str(error.value)
+    assert '--data-root' in str(error.value)
+
+
+def write(folder: Path, name: str, content: str) -> str:
+    (folder / name).write_text(content)
+    return str(folder / name)
+
+
+BAD_CONFIGS = {
+    'a = (': 'cannot read the config',
+    'a = 1': 'has no `model`',
+    "model = dict(type='MaskRCNN')": 'has no `model.backbone`',
+    "model = dict(backbone=dict(type='mmhcg.HCGNett'))": "'mmhcg.HCGNett' is not registered",
+    "model = dict(backbone=dict(type='mmhcg.HCGNet'))": 'has no `train_dataloader`',
+}
+
+
+@pytest.mark.parametrize('content', BAD_CONFIGS)
+def test_bad_configs_are_refused(tmp_path, capsys, content):
+    with pytest.raises(SystemExit) as stop:
+        load_tool('train').main([write(tmp_path, 'bad.py', content)])
+    assert stop.value.code == 2
+    assert re.search(f'^error: .*{re.escape(BAD_CONFIGS[content])}', capsys.readouterr().err)
+
+
+def test_bad_checkpoints_are_refused(tiny, tmp_path, capsys):
+    config, data = str(tiny / 'tiny.py'), ['--data-root', str(tiny / 'shapes')]
+    weights = tmp_path / 'weights.pth'
+    torch.save({'state_dict': {}}, weights)
+    for tool, argv, expected in (
+        ('test', [config, str(tmp_path / 'none.pth')], 'no checkpoint at'),
+        ('test', [config, write(tmp_path, 'noise.pth', 'noise')], 'noise.pth'),
+        ('train', [config, '--resume', '--work-dir', str(tmp_path / 'empty')], 'nothing to resume'),
+        ('train', [config, '--resume', str(weights)], 'it has no meta, optimizer, message_hub'),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            load_tool(tool).main([*argv, *data])
+        assert stop.value.code == 2
+        assert expected in capsys.readouterr().err
+    assert not (tmp_path / 'empty').exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU to use mixed precision on')
+def test_amp_without_a_gpu_is_refused(tiny):
+    with pytest.raises(UserError, match='needs a GPU'):
+        train(tiny / 'tiny.py', data_root=tiny / 'shapes', no_pretrained=True, amp=True)
+
+
+def noisy_detections(ground_truth: COCO, rng: np.random.Generator) -> list[dict]:
+    """For every object a few boxes near it, some under a wrong class, in the form that detectors give."""
+    samples = []
+    for image in ground_truth.imgs.values():
+        boxes, labels, masks = [], [], []
+        for annotation in ground_truth.imgToAnns[image['id']]:
+            for _ in range(4):
+                x, y, w, h = np.asarray(annotation['bbox']) + rng.normal(0, 2, 4)
+                boxes.append([x, y, x + max(w, 1), y + max(h, 1)])
+                labels.append(annotation['category_id'] - 1 if rng.random() < 0.8 else int(rng.integers(3)))
+                shift = tuple(rng.integers(-2, 3, 2))
+                masks.append(np.roll(ground_truth.annToMask(annotation), shift, (0, 1)).astype(bool))
+        shape = (image['height'], image['width'])
+        predicted = dict(
+            bboxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            labels=torch.tensor(labels, dtype=torch.long),
+            scores=torch.from_numpy(rng.random(len(labels)).astype(np.float32)),
+            masks=torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *shape), bool)),
+        )
+        samples.append(dict(img_id=image['id'], ori_shape=shape, pred_instances=predicted))
+    return samples
+
+
+def pycocotools_numbers(ground_truth: COCO, samples: list[dict], metric: str) -> np.ndarray:
+    results = []
+    for sample in samples:
+        predicted = sample['pred_instances']
+        for box, label, score, mask in zip(*(predicted[k] for k in ('bboxes', 'labels', 'scores', 'masks'))):
+            x1, y1, x2, y2 = box.tolist()
+            result = dict(image_id=sample['img_id'], category_id=int(label) + 1, score=float(score))
+            rle = mask_api.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+            shape = dict(bbox=[x1, y1, x2 - x1, y2 - y1]) if metric == 'bbox' else dict(segmentation=rle)
+            results.append({**result, **shape})
+    scores = COCOeval(ground_truth, ground_truth.loadRes(results), metric)
+    scores.evaluate()
+    scores.accumulate()
+    scores.summarize()
+    return scores.stats
+
+
+def test_coco_twelve_gives_the_numbers_of_pycocotools(tmp_path):
+    from mmhcg.runs.coco_metric import CocoTwelve
+
+    make_shapes(tmp_path / 'set', images=1, seed=1, val_images=12, size=192)
+    path = str(tmp_path / 'set/annotations/instances_val2017.json')
+    ground_truth = COCO(path)
+    assert [category['name'] for category in ground_truth.cats.values()] == list(CLASSES)
+    samples = noisy_detections(ground_truth, np.random.default_rng(0))
+    metric = CocoTwelve(ann_file=path, metric=['bbox', 'segm'])
+    metric.dataset_meta = dict(classes=CLASSES)
+    metric.process({}, samples)
+    scores = metric.evaluate(len(samples))
+    names = ['mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l']
+    names += ['AR@1', 'AR@10', 'AR@100', 'AR_s@100', 'AR_m@100', 'AR_l@100']
+    for kind in ('bbox', 'segm'):
+        expected = pycocotools_numbers(ground_truth, samples, kind)
+        assert len({round(number, 3) for number in expected}) > 8  # else a mix-up could go unseen
+        assert [scores[f'coco/{kind}_{name}'] for name in names] == [round(number, 3) for number in expected]
+
+
+def test_twelve_numbers_replace_metrics_of_boxes_and_masks_only():
+    from mmhcg.runs.coco_metric import use_twelve_numbers
+
+    scored = ({}, dict(metric='bbox'), dict(metric=['bbox', 'segm']))
+    metrics = [ConfigDict(type='CocoMetric', **more) for more in scored]
+    others = [ConfigDict(type='CocoMetric', metric='proposal'), ConfigDict(type='DumpDetResults')]
+    use_twelve_numbers(metrics + others)
+    assert [metric.type for metric in metrics] == ['CocoTwelve'] * 3
+    assert [metric.type for metric in others] == ['CocoMetric', 'DumpDetResults']
+
+
+def test_coco_twelve_scores_a_detector_that_finds_nothing(tmp_path):
+    from mmhcg.runs.coco_metric import CocoTwelve
+
+    make_shapes(tmp_path / 'set', images=1, seed=1, val_images=2, size=64)
+    path = str(tmp_path / 'set/annotations/instances_val2017.json')
+    samples = noisy_detections(COCO(path), np.random.default_rng(0))
+    for sample in samples:
+        sample['pred_instances'] = {key: value[:0] for key, value in sample['pred_instances'].items()}
+    metric = CocoTwelve(ann_file=path, metric=['bbox', 'segm'])
+    metric.dataset_meta = dict(classes=CLASSES)
+    metric.process({}, samples)
+    scores = metric.evaluate(len(samples))
+    assert len(scores) == 24
+    assert scores['coco/bbox_mAP'] == scores['coco/segm_mAP'] == scores['coco/segm_AR@100'] == 0
