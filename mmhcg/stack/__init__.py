@@ -1,0 +1,41 @@
+"""What OpenMMLab's last releases lack on today's PyTorch: mmcv's operators and safe checkpoint loading."""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Optional
+
+EXTENSION = 'mmcv._ext'
+
+
+class ExtensionFinder:
+    """Finds `mmcv._ext`, the module of mmcv's compiled operators, in `mmcv_ops.py`.
+
+    It stands last in `sys.meta_path`, so Python asks it only after it found no compiled extension: whoever
+    has one keeps it.
+    """
+
+    @staticmethod
+    def find_spec(
+        fullname: str, path: Optional[Sequence[str]] = None, target: Optional[ModuleType] = None
+    ) -> Optional[ModuleSpec]:
+        """The spec that loads `mmcv_ops.py` under the name `mmcv._ext`; None for every other module."""
+        if fullname != EXTENSION:
+            return None
+        return importlib.util.spec_from_file_location(fullname, Path(__file__).with_name('mmcv_ops.py'))
+
+
+def prepare() -> None:
+    """Make mmcv's operators importable and MMEngine's checkpoint loading safe; a second call changes nothing.
+
+    Imports neither mmcv nor torchvision, and nothing has to be installed.
+    """
+    if ExtensionFinder not in sys.meta_path:
+        sys.meta_path.append(ExtensionFinder)
+    if importlib.util.find_spec('mmengine') is not None:
+        from mmhcg.stack.checkpoints import register_safe_loading
+
+        register_safe_loading()

@@ -1,0 +1,311 @@
+"""mmcv's compiled operators on torchvision and plain PyTorch, on whatever device the tensors are.
+
+`mmhcg.stack` lets Python load this file as `mmcv._ext` where mmcv has no compiled one. Names and arguments
+are those that `mmcv.ops` calls, in the manner of C++: the caller allocates the results, and forward and
+backward are separate functions. Half-precision inputs are computed in float32, as torchvision does under
+autocast.
+
+Letters in shapes: N images, K boxes or RoIs, C channels or classes, (H, W) map, (P, Q) bins or output.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Callable
+
+import torch
+from torch import Tensor
+from torchvision.ops import deform_conv2d  # importing torchvision also fills torch.ops.torchvision
+
+# By its full name, for Python knows this file as a part of mmcv.
+from mmhcg.stack import plain_ops
+from mmhcg.stack.plain_ops import nms_match, softnms  # noqa: F401  mmcv calls them as they are
+
+
+def __getattr__(name: str) -> Callable:
+    """Any operator that this file lacks. mmcv wants all of them when imported, so only a call may fail."""
+    if name.startswith('_'):
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+    def absent(*args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError(
+            f'the mmcv operator {name!r} needs compiled mmcv; what mmhcg provides in its place lacks it. To '
+            'get it, first `pip uninstall mmcv-lite`. Then build mmcv for your PyTorch, which takes a C++ '
+            'compiler and for the GPU the CUDA toolkit: `pip install mmcv==2.1.0 --no-binary mmcv '
+            '--no-build-isolation`. Or, with a PyTorch that OpenMMLab has built it for: `pip install openmim '
+            '&& mim install mmcv==2.1.0`. mmhcg leaves compiled mmcv as it is.'
+        )
+
+    return absent
+
+
+def get_compiler_version() -> str:
+    """For mmcv's report on the environment."""
+    return 'none (operators by mmhcg)'
+
+
+get_compiling_cuda_version = get_compiler_version
+
+
+def _full(x: Tensor) -> Tensor:
+    """`x` in float32, or in float64 if it is that."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_output: Tensor, results: Sequence[Tensor]
+) -> None:
+    """Write the gradients with respect to `inputs` to `results`, in this order.
+
+    `function(*inputs)` is computed once more: mmcv keeps inputs of the forward pass, but no autograd graph.
+    """
+    with torch.enable_grad():
+        inputs = [_full(x.detach()).requires_grad_() for x in inputs]
+        gradients = torch.autograd.grad(function(*inputs), inputs, _full(grad_output))
+    for result, gradient in zip(results, gradients):
+        result.copy_(gradient)
+
+
+def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
+    """Indices of the kept `bboxes` (K, 4), best of the `scores` (K,) first."""
+    # Sides of x2 - x1 + 1 are those of a box whose far corner lies one further.
+    boxes = torch.cat((_full(bboxes)[:, :2], _full(bboxes)[:, 2:] + offset), 1)
+    return torch.ops.torchvision.nms(boxes, scores.to(boxes), iou_threshold)
+
+
+# Pooling of RoIs: `rois` (K, 5) are the index of an image in the batch, then x1, y1, x2, y2 in the image.
+
+
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """RoIAlign (He et al., 2017): `output` (K, C, P, Q) is the mean of the bilinear samples in each bin.
+
+    `pool_mode` 0 takes their maximum instead, and notes which it was in `argmax_y` and `argmax_x`.
+    """
+    feat, bins = _full(input), (aligned_height, aligned_width)
+    if pool_mode == 1:
+        args = (feat, rois.to(feat), spatial_scale, *bins, sampling_ratio, aligned)
+        output.copy_(torch.ops.torchvision.roi_align(*args))
+    else:
+        results = plain_ops.roi_align_max(feat, rois.to(feat), spatial_scale, bins, sampling_ratio, aligned)
+        for buffer, result in zip((output, argmax_y, argmax_x), results):
+            buffer.copy_(result)
+
+
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Gradient of `roi_align_forward` with respect to its input, in `grad_input` (N, C, H, W)."""
+    grad, shape = _full(grad_output), grad_input.shape
+    rois = rois.to(grad)
+    if pool_mode == 1:
+        args = (spatial_scale, aligned_height, aligned_width, *shape, sampling_ratio, aligned)
+        grad_input.copy_(torch.ops.torchvision._roi_align_backward(grad, rois, *args))
+    else:
+        args = (argmax_y, argmax_x, shape, spatial_scale, sampling_ratio, aligned)
+        grad_input.copy_(plain_ops.roi_align_max_backward(grad, rois, *args))
+
+
+def roi_pool_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
+    """RoIPool (Girshick, 2015): `output` (K, C, P, Q) is each bin's maximum, `argmax` its y * W + x or -1."""
+    feat, bins = _full(input), (pooled_height, pooled_width)
+    for buffer, result in zip((output, argmax), plain_ops.roi_pool(feat, rois.to(feat), spatial_scale, bins)):
+        buffer.copy_(result)
+
+
+def roi_pool_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax: Tensor,
+    grad_input: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
+    """Gradient of `roi_pool_forward` with respect to its input, in `grad_input` (N, C, H, W)."""
+    grad = _full(grad_output) * (argmax >= 0)
+    channels, area = grad.shape[1], grad_input[0, 0].numel()
+    plane = rois[:, :1].long() * channels + torch.arange(channels, device=grad.device)  # (K, C), in the batch
+    cell = plane[..., None, None] * area + argmax.clamp(min=0)  # (K, C, P, Q), in the batch
+    total = grad.new_zeros(grad_input.numel()).scatter_add_(0, cell.flatten(), grad.flatten())
+    grad_input.copy_(total.view_as(grad_input))
+
+
+# Deformable convolution (Dai et al., 2017; modulated: Zhu et al., 2018): `input` (N, C, H, W), `weight`
+# (O, C / groups, h, w), `offset` (N, 2Ghw, P, Q) in pairs y, x, `mask` (N, Ghw, P, Q), `output` (N, O, P, Q).
+# `sizes` are mmcv's keyword arguments, `columns` and `ones` its work space, not needed here.
+
+_PLAIN = {'stride': ('dH', 'dW'), 'padding': ('padH', 'padW'), 'dilation': ('dilationH', 'dilationW')}
+_MODULATED = {
+    'stride': ('stride_h', 'stride_w'),
+    'padding': ('pad_h', 'pad_w'),
+    'dilation': ('dilation_h', 'dilation_w'),
+}
+
+
+def _convolution(sizes: dict[str, int], names: dict[str, tuple[str, str]]) -> Callable[..., Tensor]:
+    """The function of input, offset, weight and, if modulated, mask and bias; `names` are keys of `sizes`.
+
+    Both numbers of groups follow from the shapes.
+    """
+    geometry = {key: (sizes[height], sizes[width]) for key, (height, width) in names.items()}
+
+    def convolve(*tensors: Tensor) -> Tensor:
+        input, offset, weight, mask, bias = (*map(_full, tensors), None, None)[:5]
+        return deform_conv2d(input, offset, weight, bias, mask=mask, **geometry)
+
+    return convolve
+
+
+def deform_conv_forward(
+    input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor, **sizes: int
+) -> None:
+    """Convolution of `input`, sampled `offset` away from the regular grid, into `output`."""
+    output.copy_(_convolution(sizes, _PLAIN)(input, offset, weight))
+
+
+def deform_conv_backward_input(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    weight: Tensor,
+    columns: Tensor,
+    **sizes: int,
+) -> None:
+    """Gradients of `deform_conv_forward` with respect to input and offset."""
+    convolve = _convolution(sizes, _PLAIN)
+    _gradients(lambda *x: convolve(*x, weight), (input, offset), grad_output, (grad_input, grad_offset))
+
+
+def deform_conv_backward_parameters(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_weight: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    **sizes: int,
+) -> None:
+    """Gradient of `deform_conv_forward` with respect to the weight, linear in it: zero will do for it."""
+    convolve = _convolution(sizes, _PLAIN)
+    _gradients(
+        lambda w: convolve(input, offset, w), (torch.zeros_like(grad_weight),), grad_output, (grad_weight,)
+    )
+
+
+def modulated_deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    with_bias: bool,
+    **sizes: int,
+) -> None:
+    """As `deform_conv_forward`, each sample times its `mask`, plus `bias` (O,), empty unless `with_bias`."""
+    tensors = (input, offset, weight, mask, bias)
+    output.copy_(_convolution(sizes, _MODULATED)(*tensors[: 4 + with_bias]))
+
+
+def modulated_deform_conv_backward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    columns: Tensor,
+    grad_input: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    grad_offset: Tensor,
+    grad_mask: Tensor,
+    grad_output: Tensor,
+    with_bias: bool,
+    **sizes: int,
+) -> None:
+    """Gradients of `modulated_deform_conv_forward` with respect to all its inputs."""
+    tensors = (input, offset, weight, mask, bias)[: 4 + with_bias]
+    results = (grad_input, grad_offset, grad_weight, grad_mask, grad_bias)
+    _gradients(_convolution(sizes, _MODULATED), tensors, grad_output, results)
+
+
+# Focal loss (Lin et al., 2017): `input` (K, C), class of each row `target` (K,), class weights (C,) or empty.
+
+
+def sigmoid_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
+) -> None:
+    """Loss of each logit and class, into `output` (K, C)."""
+    output.copy_(plain_ops.sigmoid_focal_loss(_full(input), target, _full(weight), gamma, alpha))
+
+
+def sigmoid_focal_loss_backward(
+    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
+) -> None:
+    """Derivative of each loss with respect to its logit, into `grad_input` (K, C)."""
+
+    def total(logits: Tensor) -> Tensor:
+        return plain_ops.sigmoid_focal_loss(logits, target, _full(weight), gamma, alpha).sum()
+
+    _gradients(total, (input,), input.new_ones(()), (grad_input,))
+
+
+def softmax_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
+) -> None:
+    """Loss of each row of probabilities, into `output` (K,)."""
+    output.copy_(plain_ops.softmax_focal_loss(_logits(input), target, _full(weight), gamma, alpha))
+
+
+def softmax_focal_loss_backward(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    buff: Tensor,
+    grad_input: Tensor,
+    gamma: float,
+    alpha: float,
+) -> None:
+    """Derivative of each loss with respect to the *logits* behind the probabilities `input` (K, C)."""
+
+    def total(logits: Tensor) -> Tensor:
+        return plain_ops.softmax_focal_loss(logits, target, _full(weight), gamma, alpha).sum()
+
+    _gradients(total, (_logits(input),), input.new_ones(()), (grad_input,))
+
+
+def _logits(probabilities: Tensor) -> Tensor:
+    return _full(probabilities).clamp(min=torch.finfo(torch.float32).tiny).log()  # softmax(log p) = p
