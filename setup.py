@@ -14,7 +14,6 @@ setup(
     description='HCGNet (AAAI 2020) as a backbone for MMDetection 3.x',
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
-    license='Apache-2.0',
     packages=find_packages(include=['mmhcg', 'mmhcg.*']),
     python_requires='>=3.9',
     # Neither MMDetection, mmcv nor MMEngine: pip would write over the ones, or the fork of them, already there.
