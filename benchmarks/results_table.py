@@ -1,4 +1,4 @@
-"""Write the results table of README.md from benchmarks/results: python benchmarks/results_table.py [--check]"""
+"""Write README's table from benchmarks/results: python benchmarks/results_table.py [--check]"""
 
 from __future__ import annotations
 

@@ -156,8 +156,8 @@ def _recognise(src: str | Path, state: Mapping[str, Tensor]) -> tuple[str, dict[
         faults[arch] = sorted(differing)
     arch, fault = min(faults.items(), key=lambda item: len(item[1]))
     raise WeightsError(
-        f'{src} fits no variant of HCGNet. The nearest is {arch!r}, from which {len(fault)} entries differ by '
-        f'name or shape, in our names: {", ".join(fault[:3])}'
+        f'{src} fits no variant of HCGNet. The nearest is {arch!r}, from which {len(fault)} entries differ '
+        f'by name or shape, in our names: {", ".join(fault[:3])}'
     )
 
 

@@ -23,7 +23,7 @@ class ConvNormAct(nn.Module):
 
 
 class NormActConv(nn.Module):
-    """Norm, ReLU, convolution: the order everywhere else. (N, Cin, H, W) -> (N, Cout, H / stride, W / stride)."""
+    """Norm, ReLU, convolution: the order elsewhere. (N, Cin, H, W) -> (N, Cout, H / stride, W / stride)."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""SMG, the module of HCGNet, and the two ways it is used: densely in a hybrid block, alone as a transition."""
+"""SMG, the module of HCGNet, and its two uses: densely in a hybrid block, alone as a transition."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mmhcg.network.layers import Norm, NormActConv
 class SMG(nn.Module):
     """Squeeze, multi-scale excitation, gating: (N, Cin, H, W) -> (N, C, ceil(H / stride), ceil(W / stride)).
 
-    The squeeze cell makes X'; the forget gate says how much of it stays (f), the update gate what is added (v):
-    O = f X' + v. Paper, section 3.
+    The squeeze cell makes X'; the forget gate says how much of it stays (f), the update gate what is added
+    (v): O = f X' + v. Paper, section 3.
 
     Args:
         in_channels: Cin.

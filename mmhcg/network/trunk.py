@@ -128,7 +128,7 @@ class Trunk(nn.Module):
         self._init_convs()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Map an image (N, in_channels, H, W) to one map (N, C_i, ceil(H / s_i), ceil(W / s_i)) an out_index."""
+        """Map (N, in_channels, H, W) to one map (N, C_i, ceil(H / s_i), ceil(W / s_i)) an out_index."""
         feat, out = self.stem(image), []
         for i, stage in enumerate(self.stages):
             feat = stage(feat)

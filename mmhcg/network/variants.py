@@ -64,7 +64,7 @@ VARIANTS = {
 
 
 def get_variant(arch: str | Mapping) -> Variant:
-    """Return the variant that `arch` names ('a1', 'a2', 'a3', 'b', 'c') or describes (a dict of its fields)."""
+    """Return the variant that `arch` names (a key of `VARIANTS`) or describes (a dict of its fields)."""
     if isinstance(arch, Mapping):
         try:
             return Variant(**arch)
