@@ -16,7 +16,7 @@ setup(
     long_description_content_type='text/markdown',
     packages=find_packages(include=['mmhcg', 'mmhcg.*']),
     python_requires='>=3.9',
-    # Neither MMDetection, mmcv nor MMEngine: pip would write over the ones, or the fork of them, already there.
+    # Neither MMDetection, mmcv nor MMEngine: pip would write over those, or the fork of them, already there.
     install_requires=['torch>=2.1', 'safetensors>=0.4'],
     extras_require={
         'standalone': [

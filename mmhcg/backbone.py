@@ -22,8 +22,8 @@ class HCGNet(Trunk, BaseModule):
     """The trunk of HCGNet (Yang et al., AAAI 2020) with the conventions of MMDetection's ResNet.
 
     Args:
-        arch: 'b' (stage channels 160, 368, 952, 1244), 'c' (352, 848, 1720, 2428), or a dict with `blocks` and
-            `growth_rates`.
+        arch: 'b' (stage channels 160, 368, 952, 1244), 'c' (352, 848, 1720, 2428), or a dict with `blocks`
+            and `growth_rates`.
         in_channels: Channels of the image.
         out_indices: Stages to return, ascending from 0. Stages after the last of them are not built.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with the norm that
@@ -85,8 +85,8 @@ class HCGNet(Trunk, BaseModule):
         if self.training and len(image) == 1 and self._gates_need_a_batch():
             raise ValueError(
                 "HCGNet's gates normalise one number per image and channel, so a BatchNorm in training mode "
-                'needs at least two images a GPU. Set norm_eval=True on the backbone, raise the batch size, or use '
-                "norm_cfg=dict(type='SyncBN') on several GPUs or dict(type='GN', num_groups=32)."
+                'needs at least two images a GPU. Set norm_eval=True on the backbone, raise the batch size, '
+                "or use norm_cfg=dict(type='SyncBN') on several GPUs or dict(type='GN', num_groups=32)."
             )
         return super().forward(image)
 
