@@ -21,7 +21,7 @@ TITLES = {
 
 
 def table() -> str:
-    """The rows of all files that have these columns, the paper's first, as a Markdown table."""
+    """the rows of both files, the paper's first, as a Markdown table."""
     rows = []
     for path in ('paper_coco.csv', 'demo.csv'):
         with (ROOT / 'benchmarks' / 'results' / path).open(newline='', encoding='utf-8') as file:

@@ -119,6 +119,7 @@ def save_safetensors(state: Mapping[str, Tensor], dst: str | Path) -> str:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)  # temporary files are their owner's alone
             os.link(file.name, dst)  # unlike a rename, never replaces what came to be there meanwhile
         finally:
             os.unlink(file.name)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 pytest.importorskip('mmengine')
+from mmengine.config import ConfigDict
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
@@ -365,3 +366,16 @@ def test_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         CheckpointLoader.load_checkpoint('http://example.com/x.pth')
     with pytest.raises(CheckpointError, match="MMEngine knows no model 'resnet5'"):
         CheckpointLoader.load_checkpoint('torchvision://resnet5')
+
+
+def test_dicts_of_a_config_load_as_plain_dicts(tmp_path: Path) -> None:
+    meta = {'dataset_meta': ConfigDict(classes=('a', 'b'), more=ConfigDict(split='val'))}
+    torch.save({'meta': meta}, tmp_path / 'own.pth')
+    loaded = load_checkpoint_file(tmp_path / 'own.pth')['meta']['dataset_meta']
+    assert loaded == {'classes': ('a', 'b'), 'more': {'split': 'val'}}
+    assert type(loaded['more']) is dict
+
+
+def test_pavi_is_refused() -> None:
+    with pytest.raises(CheckpointError, match='PAVI'):
+        CheckpointLoader.load_checkpoint('pavi://model')

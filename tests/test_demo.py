@@ -69,6 +69,13 @@ def test_pictures_show_truth_beside_detections(demo):
     assert overview.std() > 20
 
 
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / 'thesis.tex').write_text('mine')
+    with pytest.raises(FileExistsError, match='name another folder'):
+        run_demo(CONFIG, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
+
+
 def test_the_earlier_demo_is_kept(demo):
     work_dir, (scores, _) = demo
     earlier = work_dir / 'earlier_1'

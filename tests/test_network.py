@@ -85,7 +85,7 @@ def assert_gradients_equal(actual, expected):
     largest = max(gradient.abs().max() for gradient in expected.values())
     for name, gradient in expected.items():
         error = (actual[name] - gradient).abs().max()
-        assert error <= 1e-10 * max(gradient.abs().max(), 1e-4 * largest), name
+        assert error <= 1e-10 * max(gradient.abs().max(), 1e-2 * largest), name
 
 
 # In training mode a gate's BatchNorm over two numbers is close to a step function: the network amplifies one
@@ -128,7 +128,11 @@ def test_features_and_gradients_equal_the_oracle(arch, batch, training, size):
 def test_every_module_equals_the_oracle_on_two_training_images(arch, size):
     state = random_state(arch)
     trunk = trunk_of(state, arch).train()
-    oracle, calls = Oracle(state, arch, training=True), []
+    leaves = {
+        name: tensor.clone().requires_grad_(tensor.is_floating_point()) for name, tensor in state.items()
+    }
+    parameters = dict(trunk.named_parameters())
+    oracle, calls = Oracle(leaves, arch, training=True), []
     plain_smg = oracle.smg
 
     def recording_smg(name, feat, *args):
@@ -149,11 +153,14 @@ def test_every_module_equals_the_oracle_on_two_training_images(arch, size):
             actual = trunk.stages[int(number) - 1].block[int(name.split('.')[1])](mine)
         expected = plain_smg(name, theirs, *args)
         assert relative_error(actual, expected) < 1e-10, name
+        own = {key: leaf for key, leaf in leaves.items() if key.startswith(f'{name}.') and leaf.requires_grad}
+        own = {key: leaf for key, leaf in own.items() if 'running' not in key}
         weight = image_of(1, expected.shape[-2:])[:, :1]
-        gradients = [
-            torch.autograd.grad((out * weight).sum(), x)[0] for out, x in ((actual, mine), (expected, theirs))
-        ]
-        assert relative_error(*gradients) < 1e-10, name
+        wanted = torch.autograd.grad((expected * weight).sum(), [theirs, *own.values()])
+        wanted = dict(rename_backbone(dict(zip(own, wanted[1:]))), input=wanted[0])
+        inputs = {key: parameters.get(key, mine) for key in wanted}
+        got = torch.autograd.grad((actual * weight).sum(), list(inputs.values()))
+        assert_gradients_equal(dict(zip(inputs, got)), wanted)
 
 
 @pytest.mark.parametrize('arch', ['b', 'c'])
@@ -169,6 +176,33 @@ def test_fp32_rounding_is_that_of_the_plain_formulation(arch):
         ours = trunk_of(single, arch, torch.float32).eval()(image.float())
     for o, p, e in zip(ours, plain, exact):
         assert relative_error(o.double(), e) <= 2 * relative_error(p.double(), e)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast_runs_and_rounds_like_the_plain_formulation(dtype):
+    state = random_state('b')
+    single = {
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()
+    }
+    image = image_of(2, (112, 137))
+    trunk = trunk_of(single, 'b', torch.float32).eval()
+    with torch.autocast('cpu', dtype=dtype):
+        ours = trunk(image.float())
+        with torch.no_grad():
+            plain = Oracle(single, 'b')(image.float())
+    assert all(feat.dtype == dtype for feat in ours[:1])
+    with torch.no_grad():
+        exact = Oracle(state, 'b')(image)
+    for o, p, e in zip(ours, plain, exact):
+        assert relative_error(o.double(), e) <= 2 * relative_error(p.double(), e)
+    sum(feat.float().square().mean() for feat in ours).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trunk.parameters())
+
+
+@pytest.mark.parametrize('in_channels', [1, 4])
+def test_in_channels(in_channels):
+    image = torch.zeros(1, in_channels, 32, 32)
+    assert len(Trunk('b', in_channels=in_channels).eval()(image)) == 4
 
 
 @pytest.mark.parametrize('out_indices', [(0,), (3,), (1, 3)])

@@ -19,6 +19,7 @@ from tiny_run import CLASSES, CONFIGS, load_tool, write_config, write_data
 from mmhcg.data import make_shapes
 from mmhcg.runs import UserError, preflight, pretrained, train
 from mmhcg.runs.datasets import leaf_datasets, move_data
+from mmhcg.weights import save_safetensors
 
 MASK_B = CONFIGS / 'mask_rcnn_hcgnet_b_fpn_1x_coco.py'
 WEIGHTS = 'checkpoints/hcgnet_b_in1k.safetensors'
@@ -121,14 +122,50 @@ def test_no_pretrained_batches_are_full(images, size, batches):
 def test_pretrained_file_is_found_under_either_suffix(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'checkpoints').mkdir()
-    (tmp_path / 'checkpoints/hcgnet_b_in1k.pth').touch()
+    torch.save({'stem.0.conv.weight': torch.zeros(1)}, tmp_path / 'checkpoints/hcgnet_b_in1k.pth')
     cfg = Config.fromfile(MASK_B)
     pretrained.find_pretrained(cfg)
     assert cfg.model.backbone.init_cfg.checkpoint == 'checkpoints/hcgnet_b_in1k.pth'
-    (tmp_path / WEIGHTS).touch()
+    save_safetensors({'stem.0.conv.weight': torch.zeros(1)}, tmp_path / WEIGHTS)
     cfg = Config.fromfile(MASK_B)
     pretrained.find_pretrained(cfg)
     assert cfg.model.backbone.init_cfg.checkpoint == WEIGHTS
+
+
+def test_unreadable_weights_are_named_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'checkpoints').mkdir()
+    (tmp_path / WEIGHTS).touch()
+    with pytest.raises(UserError, match=f'{WEIGHTS}: the file is empty'):
+        pretrained.find_pretrained(Config.fromfile(MASK_B))
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path):
+    content = {'state_dict': {'layer1.weight': torch.zeros(1)}}
+    with pytest.raises(UserError, match=r"no weights for this model: it has e.g. 'layer1.weight'"):
+        preflight.check_fit(str(tmp_path / 'other.pth'), content, torch.nn.Linear(2, 2))
+    preflight.check_fit('own.pth', {'state_dict': {'module.weight': torch.zeros(1)}}, torch.nn.Linear(2, 2))
+
+
+def test_wrapped_detectors_and_other_kinds_of_data_pass():
+    cfg = Config.fromfile(MASK_B)
+    wrapped = Config(dict(model=dict(type='SoftTeacher', detector=cfg.model)))
+    assert preflight.check_backbone(wrapped).__name__ == 'HCGNet'
+    pretrained.drop_pretrained(wrapped)
+    assert wrapped.model.detector.backbone.init_cfg is None
+
+
+def test_data_root_moves_panoptic_masks_too(tmp_path):
+    metric = dict(
+        type='CocoPanopticMetric',
+        ann_file='data/coco/annotations/panoptic_val2017.json',
+        seg_prefix='data/coco/annotations/panoptic_val2017/',
+    )
+    dataset = dict(type='CocoPanopticDataset', data_root='data/coco/', ann_file='annotations/x.json')
+    cfg = Config(dict(data_root='data/', val_dataloader=dict(dataset=dataset), val_evaluator=metric))
+    move_data(cfg, str(tmp_path))
+    assert cfg.val_evaluator.seg_prefix == str(tmp_path / 'annotations/panoptic_val2017')
+    assert cfg.val_evaluator.ann_file == str(tmp_path / 'annotations/panoptic_val2017.json')
 
 
 def test_missing_weights_name_both_ways_out(tmp_path, monkeypatch, tiny):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -67,7 +68,9 @@ def progress(work_dir: Path) -> list[tuple]:
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory) -> Path:
-    """A folder with tiny.py, shapes/ and the work dirs `full`, two epochs at once, and `half`, one epoch."""
+    """A folder with tiny.py, shapes/ and the work dirs `full`, two epochs at once, and `half`, one and then
+    one more. `first.json` is what was logged of `half` before it was resumed.
+    """
     folder = tmp_path_factory.mktemp('tools')
     write_config(folder)
     data = write_data(folder)
@@ -86,6 +89,9 @@ def trained(tmp_path_factory) -> Path:
         'train_cfg.max_epochs=1',
     ]
     load_tool('train').main([str(arg) for arg in argv])
+    (folder / 'first.json').write_text(json.dumps(progress(folder / 'half')))
+    argv = [folder / 'tiny.py', '--data-root', data, '--work-dir', folder / 'half', '--resume']
+    load_tool('train').main([str(arg) for arg in argv])
     return folder
 
 
@@ -94,13 +100,12 @@ def test_resume_continues_epoch_iteration_and_learning_rate(trained):
     first, second = ([step for step in steps if step[0] == epoch] for epoch in (1, 2))
     assert len(first) == len(second) == len(steps) / 2 > 1
     assert steps == sorted(steps, key=lambda step: step[1:])  # iteration and, in the warm-up, rate go up
-    assert progress(trained / 'half') == first
+    assert json.loads((trained / 'first.json').read_text()) == [list(step) for step in first]
+    assert progress(trained / 'half') == second
     common = [str(trained / 'tiny.py'), '--data-root', str(trained / 'shapes')]
     named = ['--work-dir', str(trained / 'named'), '--resume', str(trained / 'half/epoch_1.pth')]
     load_tool('train').main([*common, *named])
     assert progress(trained / 'named') == second
-    load_tool('train').main([*common, '--work-dir', str(trained / 'half'), '--resume'])
-    assert progress(trained / 'half') == second
 
 
 def test_resumed_run_stays_unfrozen_without_the_flag(trained):

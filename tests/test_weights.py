@@ -58,6 +58,15 @@ def test_converted_file_has_the_features_of_the_original(tmp_path, container, zi
         assert (a - e).abs().max() <= 1e-10 * e.abs().max()
 
 
+def test_init_cfg_loads_a_converted_file(tmp_path):
+    torch.save({'net': authors_state()}, tmp_path / 'a.pth.tar')
+    save_safetensors(convert_checkpoint(tmp_path / 'a.pth.tar')[0], tmp_path / 'w.safetensors')
+    model = HCGNet('b', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'w.safetensors')))
+    model.init_weights()
+    expected = rename_backbone(random_state('b', dtype=torch.float32))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
 def rename(state, old, new):
     state[new] = state.pop(old)
 

@@ -13,6 +13,21 @@ from torch.nn import functional as F
 from mmhcg.network.layers import Norm
 
 
+def position_softmax(logits: Tensor) -> Tensor:
+    """Softmax over all positions, in float32 at least: (N, 1, H, W) -> (N, 1, HW)."""
+    return logits.flatten(2).softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def position_sums(feat: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums over positions, in the precision of `weights` also under autocast.
+
+    (N, C, H, W) and (N, K, HW) -> (N, C, K), in the precision of `feat`.
+    """
+    with torch.autocast(feat.device.type, enabled=False):
+        sums = feat.flatten(2).to(weights.dtype) @ weights.transpose(1, 2)
+    return sums.to(feat.dtype)
+
+
 class AttentionPool(nn.Module):
     """Sum over positions, weighted by a softmax over them: (N, C, H, W) -> (N, C)."""
 
@@ -21,8 +36,7 @@ class AttentionPool(nn.Module):
         self.project = nn.Conv2d(channels, 1, 1)
 
     def forward(self, feat: Tensor) -> Tensor:
-        attention = self.project(feat).flatten(2).softmax(-1)  # (N, 1, HW)
-        return (feat.flatten(2) @ attention.transpose(1, 2)).squeeze(2)
+        return position_sums(feat, position_softmax(self.project(feat))).squeeze(2)
 
 
 class ExcitedAttentionPool(nn.Module):
@@ -49,10 +63,10 @@ class ExcitedAttentionPool(nn.Module):
         kernel = self.depthwise.weight  # (C, 1, 3, 3)
         window = dict(padding=self.dilation, dilation=self.dilation)
         logits = F.conv2d(feat, kernel.transpose(0, 1) * self.project.weight, self.project.bias, **window)
-        attention = logits.flatten(2).softmax(-1).view_as(logits)  # (N, 1, H, W)
+        attention = position_softmax(logits).view_as(logits)  # (N, 1, H, W)
         shifts = F.unfold(attention, 3, **window).flip(1)  # (N, 9, HW): S at q - k
-        sums = feat.flatten(2) @ shifts.transpose(1, 2)  # (N, C, 9)
-        return (sums * kernel.flatten(1)).sum(-1)
+        sums = position_sums(feat, shifts)  # (N, C, 9)
+        return (sums * kernel.flatten(1)).sum(-1).to(feat.dtype)
 
 
 class UpdateGate(nn.Module):
@@ -80,7 +94,7 @@ class UpdateGate(nn.Module):
         hidden = torch.tanh(self.norm(self.squeeze(torch.cat((context3, context5), 1))))
         # A softmax over two is a sigmoid of their difference: u3 = sigmoid(e3 - e5), u5 = 1 - u3.
         share3 = torch.sigmoid(self.expand3(hidden) - self.expand5(hidden))
-        return torch.lerp(context5, context3, share3)
+        return torch.lerp(context5, context3, share3.to(context3.dtype))
 
 
 class ForgetGate(nn.Module):

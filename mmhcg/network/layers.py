@@ -11,7 +11,7 @@ Norm = Callable[[int], nn.Module]  # number of channels -> norm layer
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, norm, ReLU: the stem's order. (N, Cin, H, W) -> (N, Cout, H / stride, W / stride)."""
+    """Conv, norm, ReLU: the stem's order. (N, Cin, H, W) -> (N, Cout, ceil(H / stride), ceil(W / stride))."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, norm: Norm) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class ConvNormAct(nn.Module):
 
 
 class NormActConv(nn.Module):
-    """Norm, ReLU, convolution: the order elsewhere. (N, Cin, H, W) -> (N, Cout, H / stride, W / stride)."""
+    """Norm, ReLU, convolution: the order elsewhere. Shapes as in `ConvNormAct`."""
 
     def __init__(
         self,

@@ -23,9 +23,18 @@ class Stage(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, blocks: int, growth_rate: int, *, first: bool, norm: Norm, gate_norm: Norm
+        self,
+        in_channels: int,
+        blocks: int,
+        growth_rate: int,
+        *,
+        first: bool,
+        norm: Norm,
+        gate_norm: Norm,
+        with_cp: bool = False,
     ) -> None:
         super().__init__()
+        self.with_cp = with_cp
         self.transition = None if first else transition(in_channels, norm=norm, gate_norm=gate_norm)
         channels = in_channels if first else in_channels // 2
         self.block = nn.ModuleList(
@@ -33,7 +42,6 @@ class Stage(nn.Module):
             for i in range(blocks)
         )
         self.norm = norm(channels + blocks * growth_rate)
-        self.with_cp = False
 
     def forward(self, feat: Tensor) -> Tensor:
         if self.transition is not None:
@@ -121,8 +129,8 @@ class Trunk(nn.Module):
                 first=i == 0,
                 norm=norm,
                 gate_norm=gate_norm,
+                with_cp=with_cp,
             )
-            stage.with_cp = with_cp
             self.stages.append(stage)
             channels = variant.stage_channels[i]
         self._init_convs()

@@ -12,6 +12,7 @@ from typing import Any
 from mmengine.config import DictAction
 
 from mmhcg.runs.errors import UserError
+from mmhcg.stack.checkpoints import CheckpointError
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +43,6 @@ def run(function: Callable[..., Any], parser: argparse.ArgumentParser, argv: lis
     os.environ.setdefault('LOCAL_RANK', str(options.pop('local_rank')))
     try:
         function(**options)
-    except UserError as error:
+    except (UserError, CheckpointError) as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)

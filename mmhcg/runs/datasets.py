@@ -54,6 +54,8 @@ def move_data(cfg: Config, data_root: str) -> None:
             if metric.get('ann_file'):
                 name = _below(metric.ann_file, old_roots) or annotation
                 metric.ann_file = os.path.join(data_root, name)
+            if metric.get('seg_prefix') and (name := _below(metric.seg_prefix, old_roots)):
+                metric.seg_prefix = os.path.join(data_root, name)
     if 'data_root' in cfg:
         cfg.data_root = data_root
 
@@ -77,7 +79,7 @@ def _name(path: str | None, root: str | None, otherwise: str) -> str:
 
 
 def _below(path: str, roots: Iterable[str | None]) -> str | None:
-    for root in filter(None, roots):
+    for root in sorted(filter(None, roots), key=len, reverse=True):  # the innermost first
         name = os.path.relpath(path, root)
         if not name.startswith(os.pardir):
             return name

@@ -43,7 +43,7 @@ def run_demo(
     """
     work_dir, started = Path(work_dir), time.time()
     _make_room(work_dir)
-    data = work_dir / 'data' / f'seed_{seed}_images_{images}_{val_images}'
+    data = work_dir / 'data' / f'shapes_{images}_{val_images}_{SIZE}_seed_{seed}'
     print(f'making {images} + {val_images} images of shapes in {data}', flush=True)
     make_shapes(data, images, seed, val_images=val_images, size=SIZE)
     made = time.time()
@@ -72,8 +72,13 @@ def run_demo(
 
 
 def _make_room(work_dir: Path) -> None:
-    """Move what an earlier demo left in `work_dir` aside, its data excepted."""
+    """Move what an earlier demo left in `work_dir` aside, its data excepted.
+
+    Raises FileExistsError where `work_dir` holds something that is no demo.
+    """
     work_dir.mkdir(parents=True, exist_ok=True)
+    if any(work_dir.iterdir()) and not any(work_dir.glob('data/shapes_*/shapes.json')):
+        raise FileExistsError(f'{work_dir} holds what is no demo: name another folder by --work-dir')
     old = [path for path in work_dir.iterdir() if path.name != 'data' and not path.name.startswith(EARLIER)]
     if not old:
         return

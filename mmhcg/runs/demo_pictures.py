@@ -16,7 +16,7 @@ from mmdet.visualization import DetLocalVisualizer
 from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
 
-ZOOM = 3  # a picture of 128 pixels has no room for labels
+ZOOM = 3  # a picture of 96 pixels has no room for labels
 MIN_SCORE = 0.5
 COLUMNS = 2  # of the overview
 MARGIN, HEADER = 12, 34  # pixels

@@ -50,6 +50,8 @@ def train(
     """
     cfg = _load(config, cfg_options, work_dir, data_root, launcher)
     backbone_type = preflight.check_backbone(cfg)
+    if not isinstance(cfg.get('optim_wrapper'), dict):
+        raise UserError(f'{cfg.filename or "the config"} has no `optim_wrapper`: it cannot train')
     if amp:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
     preflight.check_amp(cfg)
@@ -98,7 +100,7 @@ def test(
         raise UserError(f'--out must end in .pkl or .pickle, not {out}')
     preflight.check_backbone(cfg)
     checkpoint = str(checkpoint)
-    preflight.check_checkpoint(checkpoint)
+    content = preflight.check_checkpoint(checkpoint)
     preflight.check_data(cfg, ('test',))
     pretrained.drop_pretrained(cfg)
     cfg.load_from, cfg.resume = checkpoint, False
@@ -107,6 +109,7 @@ def test(
         show = {'type': 'DetVisualizationHook', 'draw': True, 'test_out_dir': os.path.abspath(show_dir)}
         cfg.merge_from_dict({'default_hooks.visualization': show})
     runner = _build_runner(cfg)
+    preflight.check_fit(checkpoint, content, runner.model)
     if out is not None:
         from mmdet.evaluation import DumpDetResults
 
@@ -184,7 +187,8 @@ def _build_runner(cfg: Config) -> Runner:
 
     use_twelve_numbers(metrics(cfg, 'val') + metrics(cfg, 'test'))
     # MMEngine keeps one visualizer per name: a second run would write into the first one's folder.
-    cfg.merge_from_dict({'visualizer.name': f'visualizer_{next(_run_numbers)}'})
+    if cfg.get('visualizer'):
+        cfg.visualizer.name = f'visualizer_{next(_run_numbers)}'
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 

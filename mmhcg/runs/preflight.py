@@ -12,9 +12,15 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_from_file
 from mmengine.utils import is_abs
+from torch.nn import Module
 
 from mmhcg.runs.datasets import LAYOUT, leaf_datasets, metrics
 from mmhcg.runs.errors import UserError
+
+
+def detector_of(cfg: Config) -> ConfigDict:
+    """The model, or where it wraps a detector, as semi-supervised ones and trackers do, that detector."""
+    return cfg.model.get('detector', cfg.model)
 
 
 def check_backbone(cfg: Config) -> type:
@@ -28,7 +34,7 @@ def check_backbone(cfg: Config) -> type:
     name = cfg.filename or 'the config'
     if not isinstance(cfg.get('model'), dict):
         raise UserError(f'{name} has no `model`: it is no config of a detector')
-    backbone = cfg.model.get('backbone')
+    backbone = detector_of(cfg).get('backbone')
     if not isinstance(backbone, dict) or 'type' not in backbone:
         raise UserError(
             f"{name} has no `model.backbone` with a `type`, e.g. dict(type='mmhcg.HCGNet', arch='b')"
@@ -56,7 +62,7 @@ def check_checkpoint(path: str, resume: bool = False) -> dict[str, Any]:
     try:
         checkpoint = load_checkpoint_file(path)
     except Exception as error:  # a damaged file fails in many ways; all of them mean the same to the user
-        raise UserError(f'cannot read the checkpoint {os.path.abspath(path)}: {error}') from error
+        raise UserError(str(error)) from error
     if not isinstance(checkpoint, dict):
         raise UserError(f'{os.path.abspath(path)} is no checkpoint: it holds a {type(checkpoint).__name__}')
     lacking = [key for key in ('meta', 'optimizer', 'message_hub') if resume and key not in checkpoint]
@@ -66,6 +72,18 @@ def check_checkpoint(path: str, resume: bool = False) -> dict[str, Any]:
             'holds weights but no training state. To start from these weights: --cfg-options load_from=FILE'
         )
     return checkpoint
+
+
+def check_fit(path: str, content: dict[str, Any], model: Module) -> None:
+    """Raises UserError where a checkpoint's content has not one entry for the model: the wrong file."""
+    state = content.get('state_dict', content)
+    names = {name.removeprefix('module.') for name in model.state_dict()}
+    if content and not names & {str(name).removeprefix('module.') for name in state}:
+        found = next(iter(state), 'nothing')
+        raise UserError(
+            f'{os.path.abspath(path)} holds no weights for this model: it has e.g. {found!r} where the model '
+            f'has {min(names)!r}'
+        )
 
 
 def check_data(cfg: Config, modes: Sequence[str]) -> None:
@@ -110,11 +128,16 @@ def _check_coco(where: str, dataset: ConfigDict, read: Callable) -> None:
 
     cls = DATASETS.get(dataset.type) if isinstance(dataset.type, str) else dataset.type
     path = _below_root(dataset, dataset.get('ann_file'))
-    if cls is None or not issubclass(cls, CocoDataset) or not path or not os.path.isfile(path):
+    # A dataset with its own way to read annotations may also number classes in its own way.
+    if cls is None or getattr(cls, 'load_data_list', None) is not CocoDataset.load_data_list:
+        return
+    if not path or not os.path.isfile(path):
         return
     names, image = read(path)
-    _check_classes(f'{where}: {path}', _classes(dataset, cls), names)
-    if image is None:
+    classes = _classes(dataset, cls)
+    if classes:
+        _check_classes(f'{where}: {path}', classes, names)
+    if image is None or (dataset.get('backend_args') or {}).get('backend', 'local') != 'local':
         return
     prefix = (dataset.get('data_prefix') or {}).get('img', '')
     image = os.path.join(_below_root(dataset, prefix) or '', image)
@@ -142,7 +165,7 @@ def _check_classes(where: str, classes: Sequence[str], names: Sequence[str]) -> 
 
 
 def _classes(dataset: ConfigDict, cls: type) -> list[str]:
-    classes = (dataset.get('metainfo') or {}).get('classes') or cls.METAINFO.get('classes', ())
+    classes = (dataset.get('metainfo') or {}).get('classes') or cls.METAINFO.get('classes') or ()
     return list_from_file(classes) if isinstance(classes, str) else list(classes)
 
 
@@ -164,7 +187,7 @@ def _read_annotations(path: str) -> tuple[tuple[str, ...], str | None]:
 
 def _below_root(dataset: ConfigDict, name: str | None) -> str | None:
     root = dataset.get('data_root') or ''
-    return name if name is None or is_abs(name) else os.path.join(root, name)
+    return name if not name or is_abs(name) else os.path.join(root, name)
 
 
 def _is_missing(path: str | None) -> bool:

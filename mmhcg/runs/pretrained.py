@@ -10,9 +10,10 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from mmhcg.runs.errors import UserError
+from mmhcg.runs.preflight import check_checkpoint, detector_of
 
 FROM_SCRATCH_NOTE = (
-    '--no-pretrained: the backbone starts from random weights, so nothing is frozen and its norms learn: '
+    'Trained from random weights (--no-pretrained): nothing of the backbone is frozen and its norms learn: '
 )
 SMALL_BATCH_NOTE = (
     "Fewer than 4 images a GPU are too few for the norms in HCGNet's gates to learn: gradients explode. Set "
@@ -27,23 +28,22 @@ def find_pretrained(cfg: Config) -> None:
     Addresses such as `torchvision://resnet50` are left to MMEngine.
 
     Raises:
-        UserError: the file is missing under both names.
+        UserError: the file is missing under both names, or cannot be read.
     """
-    for init in _pretrained_files(cfg.model.backbone):
+    for init in _pretrained_files(detector_of(cfg).backbone):
         stem = os.path.splitext(init.checkpoint)[0]
         names = [init.checkpoint, f'{stem}.safetensors', f'{stem}.pth']
         found = next(filter(os.path.isfile, names), None)
         if found is None:
-            raise UserError(_missing(cfg.model.backbone, init.checkpoint))
+            raise UserError(_missing(detector_of(cfg).backbone, init.checkpoint))
+        check_checkpoint(found)
         init.checkpoint = found
 
 
 def drop_pretrained(cfg: Config) -> None:
     """Forget the backbone's pretrained file, because a checkpoint brings these weights; freezing stays."""
-    backbone = cfg.model.backbone
-    files = _pretrained_files(backbone)
-    if files:
-        backbone.init_cfg = [init for init in _init_cfgs(backbone) if init not in files] or None
+    backbone = detector_of(cfg).backbone
+    backbone.init_cfg = [init for init in _init_cfgs(backbone) if init.get('type') != 'Pretrained'] or None
 
 
 def start_from_scratch(cfg: Config, backbone_type: type) -> str:
@@ -51,9 +51,8 @@ def start_from_scratch(cfg: Config, backbone_type: type) -> str:
 
     Returns what was done, for the log.
     """
-    backbone = cfg.model.backbone
-    kept = [init for init in _init_cfgs(backbone) if init.get('type') != 'Pretrained']
-    backbone.init_cfg = kept or None
+    backbone = detector_of(cfg).backbone
+    drop_pretrained(cfg)
     backbone.pop('pretrained', None)  # mmdet's older spelling
     changed = {}
     for option, value in (('frozen_stages', -1), ('norm_eval', False)):
@@ -106,15 +105,22 @@ def _is_hcgnet(backbone: ConfigDict) -> bool:
 
 def _accepts(cls: type, option: str) -> bool:
     """Whether a constructor takes the option, by itself or by passing `**kwargs` on to its parent."""
-    return any(option in inspect.signature(base.__init__).parameters for base in cls.__mro__)
+    for base in cls.__mro__:
+        parameters = inspect.signature(base.__init__).parameters
+        if option in parameters:
+            return True
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return False
+    return False
 
 
 def _missing(backbone: ConfigDict, path: str) -> str:
     arch = backbone.get('arch')
     way_out = f'put the weights at {path}'
     if _is_hcgnet(backbone) and isinstance(arch, str):
-        authors_file = f'HCGNet_{arch.upper()}_best.pth.tar'
-        way_out = f"convert the authors' file: python tools/convert_checkpoint.py {authors_file} {path}"
+        authors_file, stem = f'HCGNet_{arch.upper()}_best.pth.tar', os.path.splitext(path)[0]
+        command = f'python tools/convert_checkpoint.py {authors_file} {stem}.safetensors'
+        way_out = f"convert the authors' file: {command}"
     return (
         f'no pretrained weights at {os.path.abspath(path)} (.safetensors or .pth). Either\n  - {way_out}\n'
         '  - or train from random weights, with nothing frozen: add --no-pretrained'

@@ -134,6 +134,7 @@ def allowed_globals() -> tuple[Any, ...]:
         np.ndarray,
         *numpy_functions,
         _as('numpy', 'dtype', _dtype),
+        _as('mmengine.config.config', 'ConfigDict', dict),  # dicts in a data set's metainfo
         *{type(np.dtype(code)) for code in _NUMBERS_AND_TEXT},
         _as('_codecs', 'encode', codecs.encode),  # for bytes; PyTorch 2.1 does not list it
         _as('builtins', 'getattr', _method),
@@ -177,6 +178,7 @@ def register_safe_loading() -> None:
         (('modelzoo://', 'torchvision://'), load_from_torchvision),
         (('open-mmlab://', 'openmmlab://'), load_from_openmmlab),
         ('mmcls://', load_from_mmcls),
+        ('pavi://', load_from_pavi),
         ((r'(\S+\:)?s3://', r'(\S+\:)?petrel://'), load_from_ceph),
     ):
         CheckpointLoader.register_scheme(prefixes, loader, force=True)
@@ -214,6 +216,10 @@ def load_from_openmmlab(filename: str, map_location: MapLocation = None) -> Any:
 def load_from_mmcls(filename: str, map_location: MapLocation = None) -> Any:
     checkpoint = load_from_http(_address(filename, mmengine_checkpoint.get_mmcls_models()), map_location)
     return mmengine_checkpoint._process_mmcls_checkpoint(checkpoint)
+
+
+def load_from_pavi(filename: str, map_location: MapLocation = None) -> Any:
+    raise CheckpointError(f'checkpoint {filename}: download it from PAVI and name the file instead.')
 
 
 def load_from_ceph(filename: str, map_location: MapLocation = None) -> Any:
