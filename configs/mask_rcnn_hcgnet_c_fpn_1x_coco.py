@@ -1,17 +1,8 @@
-"""Mask R-CNN with HCGNet-C: MMDetection's recipe for ResNet-50 with another backbone."""
+"""Mask R-CNN with HCGNet-C."""
 
-_base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+_base_ = 'mask_rcnn_hcgnet_b_fpn_1x_coco.py'
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmhcg.HCGNet',
-        arch='c',
-        out_indices=(0, 1, 2, 3),
-        frozen_stages=1,
-        norm_cfg=dict(type='BN', requires_grad=True),
-        norm_eval=True,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/hcgnet_c_in1k.safetensors'),
-    ),
+    backbone=dict(arch='c', init_cfg=dict(checkpoint='checkpoints/hcgnet_c_in1k.safetensors')),
     neck=dict(in_channels=[352, 848, 1720, 2428]),
 )

@@ -121,8 +121,12 @@ def save_safetensors(state: Mapping[str, Tensor], dst: str | Path) -> str:
             os.fsync(file.fileno())
             os.chmod(file.name, 0o644)  # temporary files are their owner's alone
             os.link(file.name, dst)  # unlike a rename, never replaces what came to be there meanwhile
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            os.rename(file.name, dst)
         finally:
-            os.unlink(file.name)
+            Path(file.name).unlink(missing_ok=True)
     return hashlib.sha256(content).hexdigest()
 
 

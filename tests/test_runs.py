@@ -18,8 +18,11 @@ from tiny_run import CLASSES, CONFIGS, load_tool, write_config, write_data
 
 from mmhcg.data import make_shapes
 from mmhcg.runs import UserError, preflight, pretrained, train
+from mmhcg.runs.coco_metric import use_twelve_numbers
 from mmhcg.runs.datasets import leaf_datasets, move_data
 from mmhcg.weights import save_safetensors
+
+pytestmark = pytest.mark.xdist_group('runs')
 
 MASK_B = CONFIGS / 'mask_rcnn_hcgnet_b_fpn_1x_coco.py'
 WEIGHTS = 'checkpoints/hcgnet_b_in1k.safetensors'
@@ -145,6 +148,12 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no weights for this model: it has e.g. 'layer1.weight'"):
         preflight.check_fit(str(tmp_path / 'other.pth'), content, torch.nn.Linear(2, 2))
     preflight.check_fit('own.pth', {'state_dict': {'module.weight': torch.zeros(1)}}, torch.nn.Linear(2, 2))
+
+
+def test_numbers_that_a_config_chooses_are_left_alone():
+    plain, chosen = ConfigDict(type='CocoMetric'), ConfigDict(type='CocoMetric', proposal_nums=(1, 10, 100))
+    use_twelve_numbers([plain, chosen])
+    assert (plain.type, chosen.type) == ('CocoTwelve', 'CocoMetric')
 
 
 def test_wrapped_detectors_and_other_kinds_of_data_pass():

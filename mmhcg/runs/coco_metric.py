@@ -42,11 +42,16 @@ class CocoTwelve(CocoMetric):
 
 
 def use_twelve_numbers(metrics: list[ConfigDict]) -> None:
-    """Replace every CocoMetric that scores boxes or masks; those for proposals have numbers of their own."""
+    """Replace every CocoMetric that scores boxes or masks, unless it says itself which numbers it wants."""
     for metric in metrics:
         scored = metric.get('metric', 'bbox')
         scored = {scored} if isinstance(scored, str) else set(scored)
-        if metric.get('type') in ('CocoMetric', 'mmdet.CocoMetric') and scored <= {'bbox', 'segm'}:
+        chosen = 'proposal_nums' in metric or 'metric_items' in metric
+        if (
+            metric.get('type') in ('CocoMetric', 'mmdet.CocoMetric')
+            and scored <= {'bbox', 'segm'}
+            and not chosen
+        ):
             metric.type = CocoTwelve.__name__
 
 
