@@ -198,7 +198,9 @@ def _names(keys: list[str]) -> Iterator[tuple[str, str]]:
     for key, name in plain.items():
         ours = _our_name(name, last_stage=max(blocks, default=1) - 1)
         if ours is None:
-            raise ValueError(f'no file of the authors has an entry {key!r}')
+            raise ValueError(
+                f"no file of the authors' has an entry {key!r}; checkpoints of mmhcg need no conversion"
+            )
         yield key, ours
 
 

@@ -22,5 +22,5 @@ def test_every_file_that_it_names_exists():
     names = [name if isinstance(name, str) else ''.join(name) for name in names]
     assert len(names) > 5
     assert [name for name in names if not (ROOT / name).exists()] == []
-    configs = set(re.findall(r'`(\w+\.py)`', README))
+    configs = set(re.findall(r'`(\w+_\w+_\w+\.py)`', README))
     assert {path.name for path in (ROOT / 'configs').glob('*.py')} == configs

@@ -22,7 +22,6 @@ from mmhcg.runs.coco_metric import use_twelve_numbers
 from mmhcg.runs.datasets import leaf_datasets, move_data
 from mmhcg.weights import save_safetensors
 
-pytestmark = pytest.mark.xdist_group('runs')
 
 MASK_B = CONFIGS / 'mask_rcnn_hcgnet_b_fpn_1x_coco.py'
 WEIGHTS = 'checkpoints/hcgnet_b_in1k.safetensors'
@@ -145,9 +144,14 @@ def test_unreadable_weights_are_named_before_anything_starts(tmp_path, monkeypat
 
 def test_checkpoint_of_another_model_is_refused(tmp_path):
     content = {'state_dict': {'layer1.weight': torch.zeros(1)}}
-    with pytest.raises(UserError, match=r"no weights for this model: it has e.g. 'layer1.weight'"):
-        preflight.check_fit(str(tmp_path / 'other.pth'), content, torch.nn.Linear(2, 2))
-    preflight.check_fit('own.pth', {'state_dict': {'module.weight': torch.zeros(1)}}, torch.nn.Linear(2, 2))
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r'2 of its 2 entries are missing or of another shape, e.g. bias'):
+        preflight.check_fit(str(tmp_path / 'other.pth'), content, model)
+    own = {f'module.{name}': tensor for name, tensor in model.state_dict().items()}
+    preflight.check_fit('own.pth', {'state_dict': own}, model)
+    own['module.bias'] = torch.zeros(3)
+    with pytest.raises(UserError, match=r'1 of its 2 entries'):
+        preflight.check_fit('other_classes.pth', own, model)
 
 
 def test_numbers_that_a_config_chooses_are_left_alone():
@@ -190,8 +194,9 @@ def test_missing_weights_name_both_ways_out(tmp_path, monkeypatch, tiny):
 def test_addresses_of_weights_are_left_to_mmengine():
     cfg = Config.fromfile(CONFIGS / BACKBONES[1])
     pretrained.find_pretrained(cfg)
-    pretrained.drop_pretrained(cfg)
     assert cfg.model.backbone.init_cfg.checkpoint == 'torchvision://resnet50'
+    pretrained.drop_pretrained(cfg)  # nor is anything downloaded that a checkpoint brings
+    assert cfg.model.backbone.init_cfg is None
 
 
 def test_a_checkpoint_stands_in_for_pretrained_weights_and_freezing_stays():

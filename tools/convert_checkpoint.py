@@ -22,7 +22,8 @@ def main(argv: list[str] | None = None) -> None:
         state, report = convert_checkpoint(options.src)
         digest = save_safetensors(state, options.dst)
     except (CheckpointError, WeightsError, OSError) as error:
-        sys.exit(f'error: {error}')
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
     print(
         f'HCGNet-{report.arch.upper()}: {report.loaded} of {report.expected} entries from {options.src}, '
         f'left over: {", ".join(report.left_over) or "nothing"}\n{options.dst}  SHA-256 {digest}'

@@ -39,7 +39,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 def run(function: Callable[..., Any], parser: argparse.ArgumentParser, argv: list[str] | None) -> None:
     """Call `function` with the parsed options; a UserError becomes one message and exit code 2."""
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # MMEngine's, on every start
-    options = vars(parser.parse_args(argv))
+    try:
+        options = vars(parser.parse_args(argv))
+    except ValueError:  # MMEngine's DictAction splits at `=` without looking
+        parser.error('--cfg-options wants KEY=VALUE')
     os.environ.setdefault('LOCAL_RANK', str(options.pop('local_rank')))
     try:
         function(**options)

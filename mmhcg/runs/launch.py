@@ -50,10 +50,8 @@ def train(
     """
     cfg = _load(config, cfg_options, work_dir, data_root, launcher)
     backbone_type = preflight.check_backbone(cfg)
-    if not isinstance(cfg.get('optim_wrapper'), dict):
-        raise UserError(f'{cfg.filename or "the config"} has no `optim_wrapper`: it cannot train')
     if amp:
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+        cfg.merge_from_dict({'optim_wrapper': dict(type='AmpOptimWrapper', loss_scale='dynamic')})
     preflight.check_amp(cfg)
     if seed is not None:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
@@ -65,7 +63,7 @@ def train(
     preflight.check_data(cfg, ('train', 'val'))
     runner = _build_runner(cfg)
     if note:
-        runner.logger.info(note)
+        runner.logger.warning(note)
     runner.train()
     return runner
 

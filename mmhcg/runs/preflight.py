@@ -75,14 +75,18 @@ def check_checkpoint(path: str, resume: bool = False) -> dict[str, Any]:
 
 
 def check_fit(path: str, content: dict[str, Any], model: Module) -> None:
-    """Raises UserError where a checkpoint's content has not one entry for the model: the wrong file."""
+    """Raises UserError where a checkpoint lacks entries of the model, or has them in other shapes."""
     state = content.get('state_dict', content)
-    names = {name.removeprefix('module.') for name in model.state_dict()}
-    if content and not names & {str(name).removeprefix('module.') for name in state}:
-        found = next(iter(state), 'nothing')
+    shapes = {
+        str(name).removeprefix('module.'): getattr(tensor, 'shape', None) for name, tensor in state.items()
+    }
+    wanted = {name.removeprefix('module.'): tensor.shape for name, tensor in model.state_dict().items()}
+    wanted = {name: shape for name, shape in wanted.items() if not name.endswith('num_batches_tracked')}
+    faults = sorted(name for name, shape in wanted.items() if shapes.get(name) != shape)
+    if content and faults:
         raise UserError(
-            f'{os.path.abspath(path)} holds no weights for this model: it has e.g. {found!r} where the model '
-            f'has {min(names)!r}'
+            f'{os.path.abspath(path)} is no checkpoint of this model: {len(faults)} of its {len(wanted)} '
+            f'entries are missing or of another shape, e.g. {faults[0]}'
         )
 
 

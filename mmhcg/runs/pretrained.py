@@ -13,7 +13,7 @@ from mmhcg.runs.errors import UserError
 from mmhcg.runs.preflight import check_checkpoint, detector_of
 
 FROM_SCRATCH_NOTE = (
-    'Trained from random weights (--no-pretrained): nothing of the backbone is frozen and its norms learn: '
+    'The backbone started from random weights (--no-pretrained), so nothing is frozen and its norms learn: '
 )
 SMALL_BATCH_NOTE = (
     "Fewer than 4 images a GPU are too few for the norms in HCGNet's gates to learn: gradients explode. Set "
@@ -123,5 +123,6 @@ def _missing(backbone: ConfigDict, path: str) -> str:
         way_out = f"convert the authors' file: {command}"
     return (
         f'no pretrained weights at {os.path.abspath(path)} (.safetensors or .pth). Either\n  - {way_out}\n'
-        '  - or train from random weights, with nothing frozen: add --no-pretrained'
+        '  - or train from random weights, with nothing frozen: add --no-pretrained '
+        '--cfg-options train_dataloader.batch_size=4'
     )

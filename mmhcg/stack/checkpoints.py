@@ -69,8 +69,8 @@ def load_checkpoint_file(path: Union[str, Path], map_location: MapLocation = 'cp
         # not PyTorch's advice before it, which is to load unsafely
         reason = (str(error).rpartition('WeightsUnpickler error:')[2].strip().splitlines() or [''])[0]
         raise CheckpointError(
-            f'checkpoint {path}: cannot be loaded ({type(error).__name__}: {reason}). Is it a checkpoint? If '
-            f'so: {_IF_DAMAGED}'
+            f'checkpoint {path}: cannot be loaded ({type(error).__name__}: {reason}). If it is '
+            f'a checkpoint at all: {_IF_DAMAGED[0].lower()}{_IF_DAMAGED[1:]}'
         ) from error
     # Runner.resume executes this as a Python file, to find one number. Today's MMEngine does not write it.
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get('meta'), dict):
