@@ -24,7 +24,6 @@ from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_with_p
 import mmhcg  # noqa: F401  registers the loaders
 from mmhcg.stack.checkpoints import CheckpointError, load_checkpoint_file
 
-
 WAYS = ['native', 'PyTorch 2.1'] if hasattr(torch.serialization, 'safe_globals') else ['PyTorch 2.1']
 
 

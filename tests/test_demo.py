@@ -16,7 +16,6 @@ from torch import nn
 from mmhcg.data import scenes
 from mmhcg.runs.demo import run_demo
 
-
 REPO = Path(__file__).resolve().parent.parent
 CONFIG = REPO / 'configs' / 'mask_rcnn_hcgnet_demo_shapes.py'
 ITERATIONS, SEED = 3, 5

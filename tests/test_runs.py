@@ -22,7 +22,6 @@ from mmhcg.runs.coco_metric import use_twelve_numbers
 from mmhcg.runs.datasets import leaf_datasets, move_data
 from mmhcg.weights import save_safetensors
 
-
 MASK_B = CONFIGS / 'mask_rcnn_hcgnet_b_fpn_1x_coco.py'
 WEIGHTS = 'checkpoints/hcgnet_b_in1k.safetensors'
 BACKBONES = ['mask_rcnn_hcgnet_b_fpn_1x_coco.py', 'mask_rcnn_r50_fpn_1x_coco.py']
