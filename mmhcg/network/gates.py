@@ -94,7 +94,7 @@ class UpdateGate(nn.Module):
         hidden = torch.tanh(self.norm(self.squeeze(torch.cat((context3, context5), 1))))
         # A softmax over two is a sigmoid of their difference: u3 = sigmoid(e3 - e5), u5 = 1 - u3.
         share3 = torch.sigmoid(self.expand3(hidden) - self.expand5(hidden))
-        return torch.lerp(context5, context3, share3.to(context3.dtype))
+        return torch.lerp(context5, context3, share3)
 
 
 class ForgetGate(nn.Module):

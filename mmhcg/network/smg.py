@@ -51,8 +51,8 @@ class SMG(nn.Module):
 
     def forward(self, feat: Tensor) -> Tensor:
         feat = self.conv2(self.conv1(feat))  # X'
-        update = self.update(feat)[..., None, None].to(feat.dtype)  # (N, C, 1, 1)
-        forget = self.forget(feat)[..., None, None].to(feat.dtype)
+        update = self.update(feat)[..., None, None]  # (N, C, 1, 1)
+        forget = self.forget(feat)[..., None, None]
         return torch.addcmul(update, forget, feat)
 
 
