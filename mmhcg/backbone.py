@@ -7,13 +7,15 @@ from functools import partial
 from math import gcd
 
 from mmengine.dist import get_world_size
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmhcg.network import Trunk
 from mmhcg.registry import MODELS
+from mmhcg.stack.checkpoints import check_fit
 
 
 @ROOT_MODELS.register_module()
@@ -32,7 +34,8 @@ class HCGNet(Trunk, BaseModule):
             the layer's channels, and one group inside the gates, where each channel has a single number.
         norm_eval: Keep every BatchNorm on its running statistics while training.
         with_cp: Recompute each SMG module in the backward pass: less memory, more time.
-        init_cfg: As in MMEngine; None keeps the network's own initialisation.
+        init_cfg: As in MMEngine, but pretrained weights must cover the whole network. None keeps the
+            network's own initialisation.
 
     Attributes:
         out_channels: Channels of each returned map.
@@ -75,6 +78,18 @@ class HCGNet(Trunk, BaseModule):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+    def init_weights(self) -> None:
+        """Initialise as `init_cfg` says, with `check_pretrained` first."""
+        self.check_pretrained()
+        super().init_weights()
+
+    def check_pretrained(self) -> None:
+        """Raises CheckpointError where a pretrained file of `init_cfg` does not cover the whole network."""
+        for init in [self.init_cfg] if isinstance(self.init_cfg, Mapping) else self.init_cfg or []:
+            if init['type'] in ('Pretrained', PretrainedInit):
+                content = CheckpointLoader.load_checkpoint(init['checkpoint'], map_location='cpu')
+                check_fit(init['checkpoint'], content, self, init.get('prefix'))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Map (N, in_channels, H, W) to one map (N, C_i, ceil(H / s_i), ceil(W / s_i)) an out_index.

@@ -3,12 +3,18 @@
 import torch
 
 from mmhcg.network import Trunk
-from mmhcg.weights import rename_backbone
+from mmhcg.weights.names import backbone_names, to_ours
+
+
+def in_our_names(state, arch):
+    """Entries of a trunk, or of a part of it, from the authors' detection names."""
+    ours = {theirs: name for name, theirs in backbone_names(arch).items()}
+    return {ours[key]: to_ours(ours[key], tensor) for key, tensor in state.items()}
 
 
 def trunk_of(state, arch, dtype=torch.float64, **kwargs):
     trunk = Trunk(arch, **kwargs).to(dtype)
-    trunk.load_state_dict(rename_backbone(state))
+    trunk.load_state_dict(in_our_names(state, arch))
     return trunk
 
 

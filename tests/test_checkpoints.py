@@ -258,8 +258,8 @@ def test_handmade_pickles_are_refused(tmp_path: Path, way: None, name: str) -> N
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    for path in (tmp_path / 'none.pth', tmp_path):
-        with pytest.raises(CheckpointError, match=f'{path}: there is no such file'):
+    for path, reason in ((tmp_path / 'none.pth', 'there is no such file'), (tmp_path, 'is a folder')):
+        with pytest.raises(CheckpointError, match=f'{path}: {reason}'):
             CheckpointLoader.load_checkpoint(str(path))
 
 

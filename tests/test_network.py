@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from compare import image_of, relative_error, trunk_of
+from compare import image_of, in_our_names, relative_error, trunk_of
 from oracle import Oracle, random_state
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmhcg.network import Trunk, get_variant
-from mmhcg.weights import rename_backbone
 
 
 # FACTS of the paper's code: parameters with classifier, multiply-adds in G at 224 x 224 (CIFAR: 32 x 32).
@@ -44,7 +43,7 @@ def test_trunk_has_the_entries_of_the_authors_files(arch, parameters, entries):
     trunk = Trunk(arch)
     assert sum(p.numel() for p in trunk.parameters()) == parameters
     assert len(trunk.state_dict()) == entries
-    shapes = {name: tensor.shape for name, tensor in rename_backbone(random_state(arch)).items()}
+    shapes = {name: tensor.shape for name, tensor in in_our_names(random_state(arch), arch).items()}
     assert shapes == {name: tensor.shape for name, tensor in trunk.state_dict().items()}
 
 
@@ -111,7 +110,7 @@ def test_in_channels(in_channels):
 
 @pytest.mark.parametrize('out_indices', [(0,), (3,), (1, 3)])
 def test_out_indices_choose_stages_and_build_no_others(out_indices):
-    state = rename_backbone(random_state('b'))
+    state = in_our_names(random_state('b'), 'b')
     whole, part = Trunk('b').double().eval(), Trunk('b', out_indices=out_indices).double().eval()
     whole.load_state_dict(state)
     part.load_state_dict({name: state[name] for name in part.state_dict()})

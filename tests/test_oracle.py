@@ -4,11 +4,10 @@ import re
 
 import pytest
 import torch
-from compare import assert_gradients_equal, image_of, relative_error, trunk_of
+from compare import assert_gradients_equal, image_of, in_our_names, relative_error, trunk_of
 from oracle import Oracle, random_state
 
 from mmhcg.network import get_variant
-from mmhcg.weights import rename_backbone
 
 SIZES = [(33, 57), (112, 137), (224, 224)]
 
@@ -41,7 +40,7 @@ def test_features_and_gradients_equal_the_oracle(arch, batch, training, size):
     wanted = {
         key: leaf.grad for key, leaf in leaves.items() if 'running' not in key and leaf.grad is not None
     }
-    wanted = dict(rename_backbone(wanted), image=expected_image.grad)
+    wanted = dict(in_our_names(wanted, arch), image=expected_image.grad)
     assert_gradients_equal(
         dict({name: p.grad for name, p in trunk.named_parameters()}, image=actual_image.grad), wanted
     )
@@ -80,7 +79,7 @@ def test_every_module_equals_the_oracle_on_two_training_images(arch, size):
         own = {key: leaf for key, leaf in own.items() if 'running' not in key}
         weight = image_of(1, expected.shape[-2:])[:, :1]
         wanted = torch.autograd.grad((expected * weight).sum(), [theirs, *own.values()])
-        wanted = dict(rename_backbone(dict(zip(own, wanted[1:]))), input=wanted[0])
+        wanted = dict(in_our_names(dict(zip(own, wanted[1:])), arch), input=wanted[0])
         inputs = {key: parameters.get(key, mine) for key in wanted}
         got = torch.autograd.grad((actual * weight).sum(), list(inputs.values()))
         assert_gradients_equal(dict(zip(inputs, got)), wanted)

@@ -17,10 +17,12 @@ from pycocotools.cocoeval import COCOeval
 from tiny_run import CLASSES, CONFIGS, load_tool, write_config, write_data
 
 from mmhcg.data import make_shapes
+from mmhcg.network import Trunk
 from mmhcg.runs import UserError, preflight, pretrained, train
 from mmhcg.runs.coco_metric import use_twelve_numbers
 from mmhcg.runs.datasets import leaf_datasets, move_data
-from mmhcg.weights import save_safetensors
+from mmhcg.stack.checkpoints import CheckpointError, check_fit
+from mmhcg.weights import save_weights
 
 MASK_B = CONFIGS / 'mask_rcnn_hcgnet_b_fpn_1x_coco.py'
 WEIGHTS = 'checkpoints/hcgnet_b_in1k.safetensors'
@@ -123,14 +125,26 @@ def test_no_pretrained_batches_are_full(images, size, batches):
 def test_pretrained_file_is_found_under_either_suffix(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'checkpoints').mkdir()
-    torch.save({'stem.0.conv.weight': torch.zeros(1)}, tmp_path / 'checkpoints/hcgnet_b_in1k.pth')
+    state = Trunk('b').state_dict()
+    torch.save(state, tmp_path / 'checkpoints/hcgnet_b_in1k.pth')
     cfg = Config.fromfile(MASK_B)
     pretrained.find_pretrained(cfg)
     assert cfg.model.backbone.init_cfg.checkpoint == 'checkpoints/hcgnet_b_in1k.pth'
-    save_safetensors({'stem.0.conv.weight': torch.zeros(1)}, tmp_path / WEIGHTS)
+    save_weights(state, tmp_path / WEIGHTS)
     cfg = Config.fromfile(MASK_B)
     pretrained.find_pretrained(cfg)
     assert cfg.model.backbone.init_cfg.checkpoint == WEIGHTS
+
+
+def test_weights_of_another_network_stop_a_run_before_it_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_weights(Trunk('b', out_indices=(0, 1, 2)).state_dict(), tmp_path / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r'does not fit HCGNet: stages\.\d.* is missing, and \d+ more'):
+        train(MASK_B, data_root=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['checkpoints']
+    cfg = Config.fromfile(MASK_B)
+    cfg.model.backbone.out_indices = (0, 1, 2)
+    pretrained.find_pretrained(cfg)
 
 
 def test_unreadable_weights_are_named_before_anything_starts(tmp_path, monkeypatch):
@@ -144,13 +158,51 @@ def test_unreadable_weights_are_named_before_anything_starts(tmp_path, monkeypat
 def test_checkpoint_of_another_model_is_refused(tmp_path):
     content = {'state_dict': {'layer1.weight': torch.zeros(1)}}
     model = torch.nn.Linear(2, 2)
-    with pytest.raises(UserError, match=r'2 of its 2 entries are missing or of another shape, e.g. bias'):
-        preflight.check_fit(str(tmp_path / 'other.pth'), content, model)
+    with pytest.raises(CheckpointError, match=r'does not fit Linear: weight is missing, and 1 more of 2 '):
+        check_fit(tmp_path / 'other.pth', content, model)
     own = {f'module.{name}': tensor for name, tensor in model.state_dict().items()}
-    preflight.check_fit('own.pth', {'state_dict': own}, model)
+    check_fit('own.pth', {'state_dict': own}, model)
+    part = {f'neck.{name[7:]}': own[name] for name in own}
+    check_fit('part.pth', part, model, prefix='neck')
+    with pytest.raises(CheckpointError, match='weight is missing'):  # as MMEngine would not find it
+        check_fit('part.pth', {f'module.{name}': part[name] for name in part}, model, prefix='neck')
     own['module.bias'] = torch.zeros(3)
-    with pytest.raises(UserError, match=r'1 of its 2 entries'):
-        preflight.check_fit('other_classes.pth', own, model)
+    with pytest.raises(CheckpointError, match=r'bias has shape \(3,\) instead of \(2,\), and 0 more'):
+        check_fit('other_classes.pth', own, model)
+    own['module.bias'] = torch.tensor([0.0, float('nan')])
+    with pytest.raises(CheckpointError, match='bias holds NaN or infinity'):
+        check_fit('diverged.pth', own, model)
+    with pytest.raises(CheckpointError, match='holds a list and no weights'):
+        check_fit('list.pth', [torch.zeros(1)], model)
+
+
+def detector_weights(arch):
+    return {f'module.backbone.{name}': tensor for name, tensor in Trunk(arch).state_dict().items()}
+
+
+def test_load_from_must_bring_the_whole_backbone(tmp_path, tiny):
+    arch = dict(blocks=(1, 1, 1, 1), growth_rates=(8, 8, 8, 8))
+    torch.save(detector_weights(dict(arch, growth_rates=(8, 8, 8, 12))), tmp_path / 'other.pth')
+    torch.save(Trunk(arch).state_dict(), tmp_path / 'backbone.pth')
+    for name in ('other.pth', 'backbone.pth'):
+        options = {'load_from': str(tmp_path / name)}
+        with pytest.raises(CheckpointError, match=f'{name}: does not fit HCGNet'):
+            train(tiny / 'tiny.py', tmp_path / 'run', tiny / 'shapes', cfg_options=options)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_weights_of_the_whole_detector_must_hold_the_backbone(tmp_path):
+    cfg = Config.fromfile(MASK_B)
+    cfg.model.backbone.init_cfg = None
+    cfg.model.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'd.pth'))
+    state = {name.removeprefix('module.'): tensor for name, tensor in detector_weights('b').items()}
+    torch.save(state, tmp_path / 'd.pth')
+    pretrained.find_pretrained(cfg)
+    torch.save(Trunk('b').state_dict(), tmp_path / 'd.pth')
+    with pytest.raises(CheckpointError, match=r'd\.pth: does not fit HCGNet'):
+        pretrained.find_pretrained(cfg)
+    pretrained.drop_pretrained(cfg)
+    assert cfg.model.init_cfg is None
 
 
 def test_numbers_that_a_config_chooses_are_left_alone():

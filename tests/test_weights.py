@@ -1,98 +1,264 @@
 """The authors' files: read by name, checked entry by entry, equal in features to the oracle."""
 
-import importlib.util
+import errno
+import functools
+import hashlib
+import os
+import pickle
 import subprocess
 import sys
-from pathlib import Path
+import zipfile
 
 import pytest
 import torch
-from authors_files import classification_layout
+from authors_files import classification_layout, detection_layout
+from compare import image_of, in_our_names, relative_error
+from mmengine.config import Config
 from mmengine.runner.checkpoint import load_checkpoint
 from oracle import Oracle, random_state
+from tiny_run import CONFIGS, REPO, load_tool
 
 from mmhcg import HCGNet
-from mmhcg.weights import WeightsError, convert_checkpoint, rename_backbone, save_safetensors
+from mmhcg.stack.checkpoints import CheckpointError, load_checkpoint_file
+from mmhcg.weights import WeightsError, convert_checkpoint, restore_checkpoint, save_weights
 
-TOOL = Path(__file__).parents[1] / 'tools' / 'convert_checkpoint.py'
+TOOL = REPO / 'tools' / 'convert_checkpoint.py'
 
 
-def authors_state(arch='b'):
-    state = random_state(arch, dtype=torch.float32)
+@functools.cache
+def backbone_entries(arch='b'):
+    """In the authors' detection layout."""
+    return random_state(arch, dtype=torch.float32)
+
+
+def classification_file(arch='b'):
+    state = {name: tensor.clone() for name, tensor in backbone_entries(arch).items()}
     channels = state['bn1.weight'].numel()
     classifier = {'classifier.weight': torch.zeros(1000, channels), 'classifier.bias': torch.zeros(1000)}
     return {**classification_layout(state), **classifier}
 
 
-def test_both_layouts_are_read_by_name_in_any_order():
-    state = random_state('b')
-    expected = rename_backbone(state)
-    actual = rename_backbone(dict(reversed(classification_layout(state).items())))
-    assert actual.keys() == expected.keys()
-    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize('container', ['net', 'state_dict', None])
-@pytest.mark.parametrize('zipped', [True, False])
-@pytest.mark.parametrize('counters', [True, False])
-def test_converted_file_has_the_features_of_the_original(tmp_path, container, zipped, counters):
-    entries = authors_state()
-    content = {f'module.{name}': t for name, t in entries.items() if counters or 'num_batches' not in name}
+@pytest.mark.parametrize(
+    ('container', 'zipped', 'counters', 'suffix'),
+    [
+        ('net', True, True, '.safetensors'),
+        ('state_dict', False, True, '.safetensors'),
+        ('net', False, False, '.pth'),
+        ('net', True, False, '.safetensors'),
+        (None, True, True, '.pth'),
+    ],
+)
+def test_converted_file_has_the_features_of_the_original(tmp_path, container, zipped, counters, suffix):
+    entries = {n: t for n, t in classification_file().items() if counters or 'num_batches' not in n}
+    content = {f'module.{name}': tensor for name, tensor in reversed(entries.items())}
     content = {container: content, 'epoch': 629, 'acc': 78.5} if container else content
     torch.save(content, tmp_path / 'HCGNet_B_best.pth.tar', _use_new_zipfile_serialization=zipped)
     state, report = convert_checkpoint(tmp_path / 'HCGNet_B_best.pth.tar')
-    assert (report.arch, report.expected) == ('b', 1623)
-    assert report.loaded == (1623 if counters else sum('num_batches' not in n for n in entries) - 2)
-    assert report.left_over == ('classifier.weight', 'classifier.bias')
+    assert (report.kind, report.arch, report.expected) == ('classification', 'b', 1623)
+    assert report.loaded == len(entries) - 2
+    assert ('196 counters' in str(report)) == (not counters)
+    assert set(report.left_over) == {'classifier.weight', 'classifier.bias'}
 
-    save_safetensors(state, tmp_path / 'out' / 'hcgnet_b_in1k.safetensors')
+    file = tmp_path / 'out' / f'hcgnet_b_in1k{suffix}'
+    assert save_weights(state, file) == hashlib.sha256(file.read_bytes()).hexdigest()
     model = HCGNet('b').eval()
-    load_checkpoint(model, str(tmp_path / 'out' / 'hcgnet_b_in1k.safetensors'), strict=True)
-    image = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(0))
+    load_checkpoint(model, str(file), strict=True)
+    image = image_of(1, (65, 97))
     with torch.no_grad():
-        actual = model.double()(image.double())
-        expected = Oracle({k: t.double() for k, t in random_state('b', dtype=torch.float32).items()}, 'b')(
-            image.double()
-        )
-    for a, e in zip(actual, expected):
-        assert (a - e).abs().max() <= 1e-10 * e.abs().max()
+        actual = model.double()(image)
+        oracle = Oracle({k: t.double() for k, t in backbone_entries().items()}, 'b')
+        for a, e in zip(actual, oracle(image)):
+            assert relative_error(a, e) <= 1e-10
 
 
-def test_init_cfg_loads_a_converted_file(tmp_path):
-    torch.save({'net': authors_state()}, tmp_path / 'a.pth.tar')
-    save_safetensors(convert_checkpoint(tmp_path / 'a.pth.tar')[0], tmp_path / 'w.safetensors')
-    model = HCGNet('b', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'w.safetensors')))
-    model.init_weights()
-    expected = rename_backbone(random_state('b', dtype=torch.float32))
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+def test_c_is_recognised(tmp_path):
+    torch.save({'net': classification_file('c')}, tmp_path / 'HCGNet_C_best.pth.tar')
+    state, report = convert_checkpoint(tmp_path / 'HCGNet_C_best.pth.tar')
+    assert (report.arch, report.loaded, report.expected) == ('c', 2673, 2673)
+    assert equal(state, in_our_names(backbone_entries('c'), 'c'))
+
+
+@pytest.fixture(scope='module')
+def detection(tmp_path_factory):
+    """The authors' detection file, its entries, and what it converts to."""
+    entries = detection_layout(backbone_entries())
+    file = tmp_path_factory.mktemp('detection') / 'HCGNet_detection.pth'
+    torch.save({'state_dict': entries, 'meta': {'mmdet_version': '1.0rc0', 'epoch': 12}}, file)
+    return file, entries, *convert_checkpoint(file)
+
+
+def test_detection_file_becomes_a_mask_rcnn(detection):
+    from mmdet.registry import MODELS
+
+    _, entries, state, report = detection
+    assert (report.kind, report.arch, report.left_over) == ('detection', 'b', ())
+    assert report.loaded == report.expected == len(entries)
+    model = MODELS.build(Config.fromfile(CONFIGS / 'mask_rcnn_hcgnet_b_fpn_1x_coco.py').model)
+    model.load_state_dict(state)
+    backbone = in_our_names(backbone_entries(), 'b')
+    assert equal(model.backbone.state_dict(), backbone)
+    for name, tensor in entries.items():
+        if name.startswith(('neck.', 'rpn_head.')):
+            assert torch.equal(state[name], tensor)
+
+
+def test_detection_heads_answer_as_mmdetection_1_did(detection):
+    """Scores, boxes and masks of class k stand at k + 1 there, behind the background, and at k here."""
+    _, entries, state, _ = detection
+    feat = torch.randn(5, 1024, generator=torch.Generator().manual_seed(0))
+
+    def linear(entries, name):
+        return feat @ entries[f'{name}.weight'].T + entries[f'{name}.bias']
+
+    scores, old_scores = (
+        linear(state, 'roi_head.bbox_head.fc_cls').softmax(1),
+        linear(entries, 'bbox_head.fc_cls').softmax(1),
+    )
+    boxes, old_boxes = linear(state, 'roi_head.bbox_head.fc_reg'), linear(entries, 'bbox_head.fc_reg')
+    for k in (0, 1, 79):
+        assert torch.allclose(scores[:, k], old_scores[:, k + 1], atol=1e-6)
+        assert torch.equal(boxes[:, 4 * k : 4 * k + 4], old_boxes[:, 4 * k + 4 : 4 * k + 8])
+        for entry in ('weight', 'bias'):
+            mask = state[f'roi_head.mask_head.conv_logits.{entry}']
+            assert torch.equal(mask[k], entries[f'mask_head.conv_logits.{entry}'][k + 1])
+    assert torch.allclose(scores[:, 80], old_scores[:, 0], atol=1e-6)
+    assert (boxes.shape, mask.shape) == ((5, 320), (80,))
+
+
+def test_going_back_gives_the_authors_names(detection, tmp_path):
+    torch.save({'net': classification_file()}, tmp_path / 'a.pth.tar')
+    save_weights(convert_checkpoint(tmp_path / 'a.pth.tar')[0], tmp_path / 'ours.safetensors')
+    theirs, report = restore_checkpoint(tmp_path / 'ours.safetensors')
+    assert (report.kind, report.loaded, report.left_over) == ('classification', 1623, ())
+    assert equal(theirs, classification_layout(backbone_entries()))
+
+    _, entries, state, _ = detection
+    torch.save({'state_dict': state, 'meta': {}}, tmp_path / 'epoch_12.pth')
+    theirs, report = restore_checkpoint(tmp_path / 'epoch_12.pth')
+    assert (report.kind, report.loaded, report.left_over) == ('detection', len(entries), ())
+    for name, rows in (('bbox_head.fc_reg', 4), ('mask_head.conv_logits', 1)):
+        for entry in ('weight', 'bias'):
+            assert not theirs[f'{name}.{entry}'][:rows].any()
+            theirs[f'{name}.{entry}'][:rows] = entries[f'{name}.{entry}'][:rows]
+    assert equal(theirs, entries)
+
+    backbone, report = restore_checkpoint(tmp_path / 'epoch_12.pth', 'classification')
+    assert equal(backbone, classification_layout(backbone_entries()))
+    assert set(report.left_over) == {name for name in state if not name.startswith('backbone.')}
+
+
+def test_the_order_of_the_authors_modules_is_kept(tmp_path):
+    """Their detection code loads a classification file by position."""
+    torch.save({'net': classification_file()}, tmp_path / 'a.pth.tar')
+    torch.save(convert_checkpoint(tmp_path / 'a.pth.tar')[0], tmp_path / 'ours.pth')
+    names = list(restore_checkpoint(tmp_path / 'ours.pth')[0])
+    smg = 'features.transition1.'
+    layers = ('conv1_1x1.norm', 'conv1_1x1.conv', 'conv2_3x3', 'conv_3x3', 'conv_5x5', 'global_context3x3')
+    layers += ('global_context5x5', 'fcall', 'bn_attention', 'fc3x3', 'fc5x5', 'global_forget_context')
+    layers += ('bn_forget', 'fc1.', 'fc2.')
+    parts = ('features.conv0', 'features.norm0', 'features.conv1', 'features.hybridblock1.SMG1.')
+    parts += ('features.hybridblock1.SMG3.', *(smg + layer for layer in layers), 'features.hybridblock2.')
+    parts += ('features.transition2.', 'features.hybridblock4.SMG8.', 'features.norm5.')
+    places = [next(i for i, name in enumerate(names) if name.startswith(part)) for part in parts]
+    assert places == sorted(places)
+
+
+def test_init_cfg_loads_a_converted_file(tmp_path, detection):
+    torch.save({'net': classification_file()}, tmp_path / 'a.pth.tar')
+    save_weights(convert_checkpoint(tmp_path / 'a.pth.tar')[0], tmp_path / 'w.safetensors')
+    save_weights(detection[2], tmp_path / 'detector.pth')
+    expected = in_our_names(backbone_entries(), 'b')
+    for init in (dict(checkpoint='w.safetensors'), dict(checkpoint='detector.pth', prefix='backbone.')):
+        init = dict(init, type='Pretrained', checkpoint=str(tmp_path / init['checkpoint']))
+        model = HCGNet('b', init_cfg=init)
+        model.init_weights()
+        assert equal(model.state_dict(), expected)
+
+
+@pytest.mark.parametrize('file', ['a.pth.tar', 'half.pth', 'detector.pth'])
+def test_init_cfg_is_strict(tmp_path, file, detection):
+    state = in_our_names(backbone_entries(), 'b')
+    torch.save({'net': classification_file()}, tmp_path / 'a.pth.tar')
+    torch.save({name: state[name] for name in list(state)[:800]}, tmp_path / 'half.pth')
+    torch.save(detection[2], tmp_path / 'detector.pth')
+    model = HCGNet('b', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / file)))
+    advice = "prefix='backbone.'" if file == 'detector.pth' else 'convert_checkpoint'
+    with pytest.raises(CheckpointError, match=rf'{file}: does not fit HCGNet.*{advice}'):
+        model.init_weights()
 
 
 def rename(state, old, new):
     state[new] = state.pop(old)
 
 
+def shift(state):
+    """Every tensor under the name of the one before it."""
+    state.update(zip(list(state), [*list(state.values())[1:], state['features.conv0.weight']]))
+
+
+def swap(state, one, other):
+    state[one], state[other] = state[other], state[one]
+
+
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
-        (lambda s: s.pop('features.transition2.fc1.bias'), r'stages\.2\.transition\.forget\.squeeze\.bias'),
+        (shift, r'features\.conv0\.weight has shape \(32,\) instead of \(32, 3, 3, 3\)'),
+        (
+            lambda s: s.pop('features.transition2.fc1.bias'),
+            r"'b':\n  features\.transition2\.fc1\.bias is miss",
+        ),
         (
             lambda s: rename(s, 'features.conv0.weight', 'features.kernel0.weight'),
-            r'features\.kernel0\.weight',
+            r'features\.conv0\.weight is missing\n  features\.kernel0\.weight is unknown$',
         ),
-        (lambda s: s.update({'features.hybridblock2.SMG7.fc1.bias': torch.zeros(24)}), 'fits no variant'),
-        (lambda s: s.update({'features.conv1.weight': torch.zeros(32, 32, 3, 2)}), r'stem\.1\.conv\.weight'),
-        (lambda s: s['features.norm5.weight'].fill_(float('nan')), r'stages\.3\.norm\.weight holds NaN'),
-        (lambda s: s.update({'features.norm5.weight': torch.ones(1244).int()}), 'type torch.int32'),
-        (lambda s: s.update({'features.norm5.weight': 'weights'}), 'no tensor but a str'),
+        (lambda s: swap(s, 'features.conv0.weight', 'features.conv1.weight'), r'\(32, 32, 3, 3\) instead of'),
+        (lambda s: s.update({'features.hybridblock2.SMG7.fc1.bias': torch.zeros(24)}), r'SMG7.* is unknown'),
         (
-            lambda s: s.update({'bn1.weight': torch.ones(1244)}),
-            r'two entries stand for stages\.3\.norm\.weight',
+            lambda s: s.update({'features.conv1.weight': torch.zeros(32, 32, 3, 2)}),
+            r'\(32, 32, 3, 2\) instead',
         ),
+        (lambda s: s['features.norm5.weight'].fill_(float('nan')), r'features\.norm5\.weight holds NaN'),
+        (lambda s: s['features.norm5.running_var'].neg_(), 'is negative'),
+        (lambda s: s.update({'features.norm5.weight': torch.ones(1244).int()}), 'type torch.int32'),
+        (lambda s: s.update({'features.norm5.weight': torch.ones(1244).half()}), 'type torch.float16'),
+        (lambda s: s.update({'features.norm5.weight': torch.ones(1244).cfloat()}), 'type torch.complex64'),
+        (lambda s: s.update({'features.norm5.weight': 'weights'}), r'is no tensor \(str\)'),
+        (
+            lambda s: s.update({'features.norm5.weight': torch.ones(1).expand(1244)}),
+            'claims 1244 .* stores 1$',
+        ),
+        (
+            lambda s: s.update({'classifier.weight': torch.ones(1).expand(10**9, 1000)}),
+            'claims 1000000000000',
+        ),
+        (lambda s: s.update({'features.norm5.weight': torch.ones(1244).to_sparse()}), 'no plain tensor'),
+        (lambda s: s.update({'features.norm5.weight': torch.ones(1244, device='meta')}), 'no plain tensor'),
+        (lambda s: s['features.norm5.num_batches_tracked'].fill_(-5), 'is negative'),
+        (
+            lambda s: s.update({'features.norm5.weight': torch.arange(1244.0)[:1].expand(1244)}),
+            'claims 1244 elements and stores 1$',
+        ),
+        (
+            lambda s: s.update({'features.norm5.bias': s['features.norm5.weight']}),
+            r'norm5\.bias claims elements that the file stores for another one',
+        ),
+        (
+            lambda s: s.pop('classifier.bias'),
+            r"no classifier of 1244 channels.*'classifier.weight': \(1000, 1244",
+        ),
+        (lambda s: s.update({'classifier.weight': torch.zeros(1000, 5)}), r'no classifier of 1244 channels'),
+        (lambda s: s.update({'bn1.weight': torch.ones(1244)}), r'bn1\.weight is unknown'),
+        (lambda s: s.update({'module.features.conv0.weight': torch.ones(1)}), 'with and without'),
         (lambda s: s.clear(), 'holds no state dict'),
     ],
 )
 def test_what_is_not_an_authors_file_is_refused_with_the_entry(tmp_path, damage, message):
-    state = authors_state()
+    state = classification_file()
     damage(state)
     torch.save({'net': state} if state else {}, tmp_path / 'broken.pth')
     with pytest.raises(WeightsError, match=message) as caught:
@@ -101,29 +267,145 @@ def test_what_is_not_an_authors_file_is_refused_with_the_entry(tmp_path, damage,
 
 
 @pytest.mark.parametrize(
-    'key', ['layer1.0.conv1.weight', 'transition2.fc9.weight', 'hybridblock1.fc1.weight']
+    ('damage', 'message'),
+    [
+        (lambda s: s.pop('mask_head.upsample.bias'), r'mask_head\.upsample\.bias is missing'),
+        (lambda s: s.update({'bbox_head.fc_reg.bias': torch.zeros(320)}), r'\(320,\) instead of \(324,\)'),
+        (
+            lambda s: rename(s, 'rpn_head.rpn_cls.bias', 'roi_head.rpn_cls.bias'),
+            'rpn_head.rpn_cls.bias is miss',
+        ),
+        (
+            lambda s: s.update({'bbox_head.fc_cls.bias': torch.zeros(0)}),
+            r'fc_cls\.bias has shape \(0,\) inst',
+        ),
+        (lambda s: s['bbox_head.fc_cls.weight'].fill_(float('inf')), 'NaN or infinity'),
+    ],
 )
-def test_unknown_names_are_refused(key):
-    with pytest.raises(ValueError, match=key):
-        rename_backbone({'hybridblock4.0.fc1.weight': torch.zeros(1, 1, 1, 1), key: torch.zeros(1)})
+def test_what_is_no_detection_file_is_refused_with_the_entry(tmp_path, damage, message, detection):
+    entries = {name: tensor.clone() for name, tensor in detection[1].items()}
+    damage(entries)
+    torch.save({'state_dict': entries}, tmp_path / 'broken.pth')
+    with pytest.raises(WeightsError, match=message):
+        convert_checkpoint(tmp_path / 'broken.pth')
+
+
+def test_kind_and_direction_must_be_those_of_the_file(tmp_path, detection):
+    with pytest.raises(WeightsError, match=r'none of its 1665 names is that of a classif.*backbone\.'):
+        convert_checkpoint(detection[0], 'classification')
+    torch.save({'net': classification_file()}, tmp_path / 'a.pth.tar')
+    with pytest.raises(WeightsError, match=r'none of its 1625 names is that of a detection.*features\.'):
+        convert_checkpoint(tmp_path / 'a.pth.tar', 'detection')
+    torch.save(convert_checkpoint(tmp_path / 'a.pth.tar')[0], tmp_path / 'ours.pth')
+    with pytest.raises(WeightsError, match='needs no conversion'):
+        convert_checkpoint(tmp_path / 'ours.pth')
+    with pytest.raises(WeightsError, match='needs no conversion'):
+        restore_checkpoint(tmp_path / 'a.pth.tar')
+    with pytest.raises(ValueError, match='kind must be one of auto, classification, detection'):
+        convert_checkpoint(tmp_path / 'a.pth.tar', 'backbone')
+
+
+class Payload:
+    def __reduce__(self):
+        return print, ('code of a checkpoint was run',)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_file_with_code_is_refused_and_not_run(tmp_path, capsys, zipped):
+    content = {'net': classification_file(), 'optimizer': Payload()}
+    torch.save(content, tmp_path / 'a.pth.tar', _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r'refused, for it asks for (\w+\.)?print'):
+        convert_checkpoint(tmp_path / 'a.pth.tar')
+    assert capsys.readouterr().out == ''
+
+
+def test_a_bare_pickle_and_a_torn_file_are_refused(tmp_path):
+    (tmp_path / 'pickle.pth').write_bytes(pickle.dumps(Payload()))
+    torch.save({'net': classification_file()}, tmp_path / 'a.pth.tar')
+    content = (tmp_path / 'a.pth.tar').read_bytes()
+    (tmp_path / 'torn.pth').write_bytes(content[: len(content) // 2])
+    for name in ('pickle.pth', 'torn.pth'):
+        with pytest.raises(CheckpointError, match=name):
+            convert_checkpoint(tmp_path / name)
+
+
+def test_a_storage_that_claims_more_than_the_file_holds_is_refused(tmp_path):
+    torch.save({'features.conv0.weight': torch.arange(4.0)}, tmp_path / 'a.pth')
+    claimed = (  # four elements -> 2^20, in the storage and in the tensor
+        (b'X\x03\x00\x00\x00cpuq\x06K\x04', b'X\x03\x00\x00\x00cpuq\x06J\x00\x00\x10\x00'),
+        (b'QK\x00K\x04\x85', b'QK\x00J\x00\x00\x10\x00\x85'),
+    )
+    with zipfile.ZipFile(tmp_path / 'a.pth') as old, zipfile.ZipFile(tmp_path / 'claim.pth', 'w') as new:
+        for info in old.infolist():
+            data = old.read(info)
+            if info.filename.endswith('data.pkl'):
+                for before, after in claimed:
+                    assert before in data
+                    data = data.replace(before, after)
+            new.writestr(info, data)
+    with pytest.raises((CheckpointError, WeightsError), match=r'claim\.pth'):
+        convert_checkpoint(tmp_path / 'claim.pth')
+
+
+@pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, suffix):
+    def fsync(file):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    with pytest.raises(OSError, match='No space left'):
+        save_weights({'a': torch.zeros(1000)}, tmp_path / f'full{suffix}')
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('suffix', ['.safetensors', '.pth'])
+def test_slices_and_shared_tensors_are_written_on_their_own(tmp_path, suffix):
+    whole = torch.arange(1e6)
+    state = {'slice': whole[:3], 'same': whole[:3], 'transposed': whole[:6].view(2, 3).T}
+    save_weights(state, tmp_path / f'small{suffix}')
+    assert (tmp_path / f'small{suffix}').stat().st_size < 10_000
+    assert equal(load_checkpoint_file(tmp_path / f'small{suffix}'), state)
+
+
+def test_a_file_that_comes_to_be_there_is_kept(tmp_path, monkeypatch):
+    """On a file system without hard links, too."""
+
+    def link(src, dst):
+        (tmp_path / 'w.pth').write_text('other')
+        raise OSError(errno.EPERM, 'Operation not permitted')
+
+    monkeypatch.setattr(os, 'link', link)
+    with pytest.raises(FileExistsError, match='is there already'):
+        save_weights({'a': torch.zeros(1)}, tmp_path / 'w.pth')
+    assert [path.read_text() for path in tmp_path.iterdir()] == ['other']
+    monkeypatch.setattr(os, 'link', lambda src, dst: os.rename(src, tmp_path / 'nowhere' / 'x'))
+    save_weights({'a': torch.zeros(1)}, tmp_path / 'new.pth')
+    assert equal(load_checkpoint_file(tmp_path / 'new.pth'), {'a': torch.zeros(1)})
 
 
 def test_the_tool_writes_once_and_overwrites_nothing(tmp_path, capsys):
-    torch.save({'net': authors_state()}, tmp_path / 'a.pth.tar')
-    command = [sys.executable, str(TOOL), str(tmp_path / 'a.pth.tar'), str(tmp_path / 'w.safetensors')]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    torch.save({'net': classification_file()}, tmp_path / 'a.pth.tar')
+    command = [str(tmp_path / 'a.pth.tar'), str(tmp_path / 'w.safetensors')]
+    run = subprocess.run([sys.executable, TOOL, *command], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
-    assert 'HCGNet-B: 1623 of 1623' in run.stdout
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith('.')] == []
     content = (tmp_path / 'w.safetensors').read_bytes()
+    assert '1623 of 1623 entries loaded, left over: classifier.weight, classifier.bias' in run.stdout
+    assert run.stdout.count(f'SHA-256 {hashlib.sha256(content).hexdigest()}') == 1
 
-    spec = importlib.util.spec_from_file_location('convert_checkpoint_tool', TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    with pytest.raises(SystemExit, match='2'):
-        tool.main(command[2:])
-    assert 'is there already' in capsys.readouterr().err
+    tool = load_tool('convert_checkpoint')
+    refused = {
+        'is there already': command,
+        'no such file': [str(tmp_path / 'absent.pth'), str(tmp_path / 'other.safetensors')],
+        'must end in .safetensors or .pth': [command[0], str(tmp_path / 'other.bin')],
+        'is that of a detection file': [command[0], str(tmp_path / 'other.pth'), '--kind', 'detection'],
+    }
+    for message, arguments in refused.items():
+        with pytest.raises(SystemExit, match='2'):
+            tool.main(arguments)
+        assert message in capsys.readouterr().err
     assert (tmp_path / 'w.safetensors').read_bytes() == content
-    with pytest.raises(SystemExit, match='2'):
-        tool.main([str(tmp_path / 'absent.pth'), str(tmp_path / 'other.safetensors')])
-    assert 'no such file' in capsys.readouterr().err
+
+    tool.main([command[1], str(tmp_path / 'back.pth'), '--reverse'])
+    back = torch.load(tmp_path / 'back.pth', weights_only=True)
+    assert equal(back, classification_layout(backbone_entries()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['a.pth.tar', 'back.pth', 'w.safetensors']

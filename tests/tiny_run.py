@@ -64,12 +64,17 @@ def write_data(folder: Path) -> Path:
     return folder / 'shapes'
 
 
-def load_tool(name: str) -> ModuleType:
-    """`tools/<name>.py` as a module, to call its `main(argv)`."""
-    spec = importlib.util.spec_from_file_location(f'tools_{name}', REPO / 'tools' / f'{name}.py')
+def load_script(path: Path) -> ModuleType:
+    """A script as a module, to call its functions."""
+    spec = importlib.util.spec_from_file_location(f'{path.parent.name}_{path.stem}', path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def load_tool(name: str) -> ModuleType:
+    """`tools/<name>.py` as a module, to call its `main(argv)`."""
+    return load_script(REPO / 'tools' / f'{name}.py')
 
 
 def read_scalars(work_dir: Path) -> list[dict]:

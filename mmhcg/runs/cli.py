@@ -43,7 +43,7 @@ def run(function: Callable[..., Any], parser: argparse.ArgumentParser, argv: lis
         options = vars(parser.parse_args(argv))
     except ValueError:  # MMEngine's DictAction splits at `=` without looking
         parser.error('--cfg-options wants KEY=VALUE')
-    os.environ.setdefault('LOCAL_RANK', str(options.pop('local_rank')))
+    os.environ.setdefault('LOCAL_RANK', str(options.pop('local_rank', 0)))
     try:
         function(**options)
     except (UserError, CheckpointError) as error:

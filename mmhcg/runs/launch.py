@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from copy import deepcopy
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,10 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 import mmhcg  # noqa: F401  registers HCGNet and prepares the stack, before anything imports mmdet
 from mmhcg.runs import preflight, pretrained
+from mmhcg.runs.config import load_config
 from mmhcg.runs.datasets import metrics, move_data
 from mmhcg.runs.errors import UserError
+from mmhcg.stack.checkpoints import check_fit
 
 _run_numbers = count()
 
@@ -107,7 +108,8 @@ def test(
         show = {'type': 'DetVisualizationHook', 'draw': True, 'test_out_dir': os.path.abspath(show_dir)}
         cfg.merge_from_dict({'default_hooks.visualization': show})
     runner = _build_runner(cfg)
-    preflight.check_fit(checkpoint, content, runner.model)
+    if content:
+        check_fit(os.path.abspath(checkpoint), content, runner.model)
     if out is not None:
         from mmdet.evaluation import DumpDetResults
 
@@ -122,25 +124,7 @@ def _load(
     data_root: str | Path | None,
     launcher: str,
 ) -> Config:
-    try:
-        import mmdet  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"MMDetection cannot be imported ({error}): pip install -e '.[standalone]'"
-        ) from error
-    if isinstance(config, Config):
-        cfg = deepcopy(config)
-    elif not os.path.isfile(config):
-        raise UserError(f'no config file {os.path.abspath(config)}')
-    else:
-        try:
-            cfg = Config.fromfile(config)
-        except Exception as error:  # a config is a program, so it can fail in any way
-            raise UserError(f'cannot read the config {config}: {type(error).__name__}: {error}') from error
-    try:
-        cfg.merge_from_dict(cfg_options or {})
-    except (KeyError, TypeError, AssertionError) as error:
-        raise UserError(f'--cfg-options do not fit the config: {error}') from error
+    cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
     if work_dir is not None:
         cfg.work_dir = str(work_dir)
@@ -172,6 +156,10 @@ def _settle_weights(cfg: Config, backbone_type: type, no_pretrained: bool) -> st
     if no_pretrained or (cfg.get('resume') and pretrained.was_started_from_scratch(checkpoint)):
         return pretrained.start_from_scratch(cfg, backbone_type)
     if cfg.get('load_from'):
+        if checkpoint and 'detector' not in cfg.model:  # wrappers have names of their own for what they wrap
+            state = checkpoint.get('state_dict', checkpoint)
+            state = {str(name).removeprefix('module.'): tensor for name, tensor in state.items()}
+            pretrained.check_backbone_weights(cfg.model.backbone, cfg.load_from, state, 'backbone')
         pretrained.drop_pretrained(cfg)
     else:
         pretrained.find_pretrained(cfg)

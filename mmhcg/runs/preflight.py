@@ -12,15 +12,10 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_from_file
 from mmengine.utils import is_abs
-from torch.nn import Module
 
+from mmhcg.runs.config import detector_of
 from mmhcg.runs.datasets import LAYOUT, leaf_datasets, metrics
 from mmhcg.runs.errors import UserError
-
-
-def detector_of(cfg: Config) -> ConfigDict:
-    """The model, or where it wraps a detector, as semi-supervised ones and trackers do, that detector."""
-    return cfg.model.get('detector', cfg.model)
 
 
 def check_backbone(cfg: Config) -> type:
@@ -32,8 +27,6 @@ def check_backbone(cfg: Config) -> type:
     from mmdet.registry import MODELS
 
     name = cfg.filename or 'the config'
-    if not isinstance(cfg.get('model'), dict):
-        raise UserError(f'{name} has no `model`: it is no config of a detector')
     backbone = detector_of(cfg).get('backbone')
     if not isinstance(backbone, dict) or 'type' not in backbone:
         raise UserError(
@@ -72,22 +65,6 @@ def check_checkpoint(path: str, resume: bool = False) -> dict[str, Any]:
             'holds weights but no training state. To start from these weights: --cfg-options load_from=FILE'
         )
     return checkpoint
-
-
-def check_fit(path: str, content: dict[str, Any], model: Module) -> None:
-    """Raises UserError where a checkpoint lacks entries of the model, or has them in other shapes."""
-    state = content.get('state_dict', content)
-    shapes = {
-        str(name).removeprefix('module.'): getattr(tensor, 'shape', None) for name, tensor in state.items()
-    }
-    wanted = {name.removeprefix('module.'): tensor.shape for name, tensor in model.state_dict().items()}
-    wanted = {name: shape for name, shape in wanted.items() if not name.endswith('num_batches_tracked')}
-    faults = sorted(name for name, shape in wanted.items() if shapes.get(name) != shape)
-    if content and faults:
-        raise UserError(
-            f'{os.path.abspath(path)} is no checkpoint of this model: {len(faults)} of its {len(wanted)} '
-            f'entries are missing or of another shape, e.g. {faults[0]}'
-        )
 
 
 def check_data(cfg: Config, modes: Sequence[str]) -> None:

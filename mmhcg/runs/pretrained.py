@@ -7,10 +7,15 @@ import os
 import re
 from typing import Any
 
+import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.model import PretrainedInit
 
+from mmhcg.registry import MODELS
+from mmhcg.runs.config import detector_of
 from mmhcg.runs.errors import UserError
-from mmhcg.runs.preflight import check_checkpoint, detector_of
+from mmhcg.runs.preflight import check_checkpoint
+from mmhcg.stack.checkpoints import check_fit
 
 FROM_SCRATCH_NOTE = (
     'The backbone started from random weights (--no-pretrained), so nothing is frozen and its norms learn: '
@@ -23,27 +28,46 @@ SMALL_BATCH_NOTE = (
 
 
 def find_pretrained(cfg: Config) -> None:
-    """Make sure the backbone's pretrained file is there; `.pth` stands in for `.safetensors` and vice versa.
+    """Make sure that pretrained files are there; `.pth` stands in for `.safetensors` and vice versa.
 
-    Addresses such as `torchvision://resnet50` are left to MMEngine.
+    Those of the backbone and those of the whole detector; either must hold all of HCGNet. Addresses such as
+    `torchvision://resnet50` are left to MMEngine.
 
     Raises:
-        UserError: the file is missing under both names, or cannot be read.
+        UserError: a file is missing under both names, or cannot be read.
+        CheckpointError: it does not hold all of HCGNet.
     """
-    for init in _pretrained_files(detector_of(cfg).backbone):
-        stem = os.path.splitext(init.checkpoint)[0]
-        names = [init.checkpoint, f'{stem}.safetensors', f'{stem}.pth']
-        found = next(filter(os.path.isfile, names), None)
-        if found is None:
-            raise UserError(_missing(detector_of(cfg).backbone, init.checkpoint))
-        check_checkpoint(found)
-        init.checkpoint = found
+    detector = detector_of(cfg)
+    for part, prefix in ((detector.backbone, None), (detector, 'backbone')):
+        for init in _pretrained(part):
+            path = str(init.get('checkpoint'))
+            if '://' in path:
+                continue
+            stem = os.path.splitext(path)[0]
+            found = next(filter(os.path.isfile, (path, f'{stem}.safetensors', f'{stem}.pth')), None)
+            if found is None:
+                raise UserError(_missing(detector.backbone, path))
+            check_backbone_weights(
+                detector.backbone, found, check_checkpoint(found), init.get('prefix', prefix)
+            )
+            init.checkpoint = found
+
+
+def check_backbone_weights(
+    backbone: ConfigDict, path: str, content: dict[str, Any], prefix: str | None
+) -> None:
+    """Raises CheckpointError where a checkpoint does not hold all of HCGNet; other backbones pass."""
+    if _is_hcgnet(backbone):
+        with torch.device('meta'):
+            network = MODELS.build(backbone)
+        check_fit(os.path.abspath(path), content, network, prefix)
 
 
 def drop_pretrained(cfg: Config) -> None:
-    """Forget the backbone's pretrained file, because a checkpoint brings these weights; freezing stays."""
-    backbone = detector_of(cfg).backbone
-    backbone.init_cfg = [init for init in _init_cfgs(backbone) if init.get('type') != 'Pretrained'] or None
+    """Forget pretrained files, because a checkpoint brings these weights; freezing stays."""
+    for part in (detector_of(cfg), detector_of(cfg).backbone):
+        if dropped := _pretrained(part):
+            part.init_cfg = [init for init in _init_cfgs(part) if init not in dropped] or None
 
 
 def start_from_scratch(cfg: Config, backbone_type: type) -> str:
@@ -86,17 +110,13 @@ def _keep_batches_full(loader: ConfigDict) -> None:
         loader.batch_sampler.type = FullBatchSampler.__name__
 
 
-def _init_cfgs(backbone: ConfigDict) -> list[ConfigDict]:
-    init_cfg = backbone.get('init_cfg') or []
+def _init_cfgs(part: ConfigDict) -> list[ConfigDict]:
+    init_cfg = part.get('init_cfg') or []
     return [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg)
 
 
-def _pretrained_files(backbone: ConfigDict) -> list[ConfigDict]:
-    return [
-        init
-        for init in _init_cfgs(backbone)
-        if init.get('type') == 'Pretrained' and '://' not in init.get('checkpoint', '')
-    ]
+def _pretrained(part: ConfigDict) -> list[ConfigDict]:
+    return [init for init in _init_cfgs(part) if init.get('type') in ('Pretrained', PretrainedInit)]
 
 
 def _is_hcgnet(backbone: ConfigDict) -> bool:

@@ -13,8 +13,9 @@ import re
 import tempfile
 import zipfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Callable, Union
+from typing import Any, Callable, Optional, Union
 from urllib.parse import urlparse
 
 import numpy as np
@@ -25,6 +26,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
+from torch.nn import Module
 
 from mmhcg.stack.unpickler import safe_globals
 
@@ -47,6 +49,8 @@ def load_checkpoint_file(path: Union[str, Path], map_location: MapLocation = 'cp
     damaged or holds what is not allowed. Leaves out `meta['config']`.
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        raise CheckpointError(f'checkpoint {path}: is a folder. Name a file in it.')
     if not path.is_file():
         raise CheckpointError(f'checkpoint {path}: there is no such file. Check the path.')
     if path.stat().st_size == 0:
@@ -62,9 +66,8 @@ def load_checkpoint_file(path: Union[str, Path], map_location: MapLocation = 'cp
         if isinstance(error, pickle.UnpicklingError) and forbidden:
             raise CheckpointError(
                 f'checkpoint {path}: refused, for it asks for {forbidden[1]}, which neither weights nor '
-                "MMEngine's training state need, and which could run any code. If you know who wrote the "
-                'file, and trust them, save its weights alone and load these: '
-                "`torch.save(torch.load(OLD, weights_only=False)['state_dict'], NEW)`."
+                "MMEngine's training state need, and which could run any code. Ask whoever wrote the file "
+                'for its weights alone: `torch.save(model.state_dict(), FILE)`.'
             ) from None
         # not PyTorch's advice before it, which is to load unsafely
         reason = (str(error).rpartition('WeightsUnpickler error:')[2].strip().splitlines() or [''])[0]
@@ -76,6 +79,49 @@ def load_checkpoint_file(path: Union[str, Path], map_location: MapLocation = 'cp
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get('meta'), dict):
         checkpoint['meta'].pop('config', None)
     return checkpoint
+
+
+def check_fit(source: Union[str, Path], content: Any, module: Module, prefix: Optional[str] = None) -> None:
+    """Raises CheckpointError where a checkpoint lacks entries of the module, or has others in their place.
+
+    MMEngine only logs this, and goes on with random weights. `prefix` is the part of the checkpoint that the
+    module is to get, e.g. 'backbone'. Entries are found as MMEngine finds them.
+    """
+    state = content.get('state_dict', content) if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f'checkpoint {source}: holds a {type(content).__name__} and no weights by name.'
+        )
+    start = f'{prefix.rstrip(".")}.' if prefix else 'module.'
+    found = {
+        str(name).removeprefix(start): tensor
+        for name, tensor in state.items()
+        if not prefix or str(name).startswith(start)
+    }
+    wanted = {name.removeprefix('module.'): tensor for name, tensor in module.state_dict().items()}
+    faults = []
+    for name, tensor in wanted.items():
+        shape = getattr(found.get(name), 'shape', None)
+        if shape is None and not name.endswith('num_batches_tracked'):
+            faults.append(f'{name} is missing')
+        elif shape is not None and shape != tensor.shape:
+            faults.append(f'{name} has shape {tuple(shape)} instead of {tuple(tensor.shape)}')
+        elif shape is not None and not found[name].isfinite().all():
+            faults.append(f'{name} holds NaN or infinity')
+
+    def holds_detector(names: Iterable[str]) -> bool:
+        return any(str(name).startswith('backbone.') for name in names)
+
+    if faults:
+        advice = (
+            "Is it another model's, or one of the authors' files, which tools/convert_checkpoint.py converts?"
+        )
+        if not prefix and holds_detector(state) and not holds_detector(wanted):
+            advice = "It holds a whole model: add prefix='backbone.' to init_cfg."
+        raise CheckpointError(
+            f'checkpoint {source}: does not fit {type(module).__name__}: {faults[0]}, and {len(faults) - 1} '
+            f'more of {len(wanted)} entries do not fit. {advice}'
+        )
 
 
 def _check_archive(path: Path) -> None:

@@ -1,0 +1,89 @@
+"""From what a user names to a config, and from a config to its detector."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
+from mmengine.registry import MODELS, init_default_scope
+from torch.nn import Module
+
+from mmhcg.runs.errors import UserError
+
+
+def load_config(config: str | Path | Config, cfg_options: dict[str, Any] | None = None) -> Config:
+    """The config in a file or by its name (`mmhcg::NAME.py`), or a copy of the one given, with `cfg_options`.
+
+    Raises:
+        UserError: MMDetection is not installed, the file is missing or fails, or the options do not fit.
+    """
+    try:
+        import mmdet  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"MMDetection cannot be imported ({error}): pip install -e '.[standalone]'"
+        ) from error
+    if isinstance(config, Config):
+        cfg = deepcopy(config)
+    elif '::' not in str(config) and not os.path.isfile(config):
+        raise UserError(f'no config file {os.path.abspath(config)}')
+    else:
+        try:
+            cfg = get_config(str(config)) if '::' in str(config) else Config.fromfile(config)
+        except Exception as error:  # a config is a program, so it can fail in any way
+            raise UserError(f'cannot read the config {config}: {type(error).__name__}: {error}') from error
+    try:
+        cfg.merge_from_dict(cfg_options or {})
+    except (KeyError, TypeError, AssertionError) as error:
+        raise UserError(f'--cfg-options do not fit the config: {error}') from error
+    return cfg
+
+
+def detector_of(cfg: Config) -> ConfigDict:
+    """The model, or where it wraps a detector, as semi-supervised ones and trackers do, that detector.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not isinstance(cfg.get('model'), dict):
+        raise UserError(f'{cfg.filename or "the config"} has no `model`: it is no config of a detector')
+    return cfg.model.get('detector', cfg.model)
+
+
+def dicts_of(node: Any, path: str = '') -> Iterator[tuple[str, ConfigDict]]:
+    """A config, or a part of it, and all dicts below it, the outer ones first; each with its dotted path."""
+    if isinstance(node, dict):
+        yield path, node
+        for key, child in node.items():
+            yield from dicts_of(child, f'{path}.{key}')
+    elif isinstance(node, (list, tuple)):
+        for index, child in enumerate(node):
+            yield from dicts_of(child, f'{path}.{index}')
+
+
+def alone(node: Any) -> Any:
+    """A copy of a config, or of a part, that a single process can build: with BN for MMSyncBN.
+
+    The constructor of mmcv's norm asks the other processes, of which there are none.
+    """
+    if isinstance(node, dict):
+        copy = {key: alone(value) for key, value in node.items()}
+        return ConfigDict(copy, type='BN') if copy.get('type') == 'MMSyncBN' else ConfigDict(copy)
+    return type(node)(map(alone, node)) if isinstance(node, (list, tuple)) else node
+
+
+def build_detector(config: str | Path | Config) -> Module:
+    """The config's detector with random weights; UserError where it cannot be read or built."""
+    cfg = load_config(config)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    try:
+        return MODELS.build(alone(detector_of(cfg)))
+    except Exception as error:  # of any detector's constructor
+        raise UserError(
+            f'{cfg.filename or "the config"}: its model cannot be built: {type(error).__name__}: {error}'
+        ) from error

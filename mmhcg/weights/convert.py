@@ -1,0 +1,210 @@
+"""The authors' checkpoints as ours and ours as theirs: each entry by its name, none left to chance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmhcg.network import get_variant
+from mmhcg.weights.files import WeightsError, check_values, read_entries
+from mmhcg.weights.names import COUNTER, table, to_ours, to_theirs
+
+KINDS = ('auto', 'classification', 'detection')
+ARCHS = ('b', 'c')  # those with published files
+CLASSIFIER = ('classifier.weight', 'classifier.bias')
+COCO_CLASSES = 80
+SHOWN = 3  # names or faults of a kind that a message lists
+PRECISE = {torch.float32: torch.float64}  # taken and kept as well; half precision has lost digits
+
+
+class Entry(NamedTuple):
+    """An entry that a file should have, and what becomes of it.
+
+    Attributes:
+        source: Its name in the file.
+        target: Its name afterwards.
+        like: A tensor of its shape and type in the file, on no device.
+        convert: Its tensor in the file -> that afterwards.
+    """
+
+    source: str
+    target: str
+    like: Tensor
+    convert: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion found.
+
+    Attributes:
+        kind: 'classification' (a backbone) or 'detection' (a whole Mask R-CNN).
+        arch: The variant, 'b' or 'c'.
+        loaded: Entries of the file that the network takes.
+        expected: Entries that the network has; those not in the file are counters `num_batches_tracked`.
+        left_over: Names of the file's entries that were not needed, e.g. the classifier's.
+        sha256: Of the file that `tools/convert_checkpoint.py` wrote; None before.
+    """
+
+    kind: str
+    arch: str
+    loaded: int
+    expected: int
+    left_over: tuple[str, ...]
+    sha256: str | None = None
+
+    def __str__(self) -> str:
+        absent = self.expected - self.loaded
+        counters = f'{absent} counters ({COUNTER[1:]}) were absent and are 0, ' if absent else ''
+        left_over = ', '.join(_first(self.left_over)) or 'nothing'
+        digest = f'; SHA-256 {self.sha256}' if self.sha256 else ''
+        return (
+            f'HCGNet-{self.arch.upper()}, {self.kind}: {self.loaded} of {self.expected} entries loaded, '
+            f'{counters}left over: {left_over}{digest}'
+        )
+
+
+def convert_checkpoint(src: str | Path, kind: str = 'auto') -> tuple[dict[str, Tensor], Report]:
+    """Read an authors' file as a state dict of ours.
+
+    Classification files become that of `mmhcg.network.Trunk` and of the backbone `HCGNet`, the detection file
+    that of MMDetection 3's `MaskRCNN` around it: background class last instead of first, no box and no mask
+    of the background, RoI heads below `roi_head.`. Counters `num_batches_tracked`, which older files lack,
+    are then 0. Double precision stays so.
+
+    Args:
+        src: In PyTorch's zip or older format; with `net`, `state_dict` or no container; with or without
+            `module.` before names.
+        kind: 'classification', 'detection', or 'auto' to go by the names in the file.
+
+    Raises:
+        WeightsError: An entry is missing, unknown, of a wrong shape or type, or not finite.
+        mmhcg.stack.checkpoints.CheckpointError: The file cannot be read, or asks for code to be run.
+    """
+    entries = read_entries(src)
+    kind = _kind(entries, kind)
+    classes = max(_rows(entries, 'bbox_head.fc_cls.bias', COCO_CLASSES + 1) - 1, 1)
+    unused = CLASSIFIER if kind == 'classification' else ()
+    left_over = tuple(name for name in entries if name in unused)
+    wanted = {
+        arch: [
+            Entry(theirs, ours, to_theirs(ours, like), partial(to_ours, ours))
+            for ours, (theirs, like) in table(kind, arch, classes).items()
+        ]
+        for arch in ARCHS
+    }
+    taken = {name: tensor for name, tensor in entries.items() if name not in unused}
+    arch, state = _match(src, kind, taken, wanted)
+    if left_over:
+        _check_classifier(src, entries, get_variant(arch).stage_channels[-1])
+    check_values(src, entries)
+    return state, Report(kind, arch, len(taken), len(state), left_over)
+
+
+def restore_checkpoint(src: str | Path, kind: str = 'auto') -> tuple[dict[str, Tensor], Report]:
+    """Read weights of ours as a state dict in the authors' names, for publication beside theirs.
+
+    It has the order of the authors' modules, which `.pth` keeps and `.safetensors` does not. What MMDetection
+    1 stored for the background's box and mask, and never used, becomes zeros.
+
+    Args:
+        src: A backbone's weights, or a checkpoint of the Mask R-CNN around it.
+        kind: Of the file to make: 'classification', which takes the backbone out of a detector and has no
+            classifier, 'detection', or 'auto' to go by what is there.
+
+    Raises: as `convert_checkpoint`.
+    """
+    entries = read_entries(src)
+    is_detector = _kind(entries, 'auto') == 'detection'
+    kind = _kind(entries, kind)
+    taken, left_over = entries, ()
+    if kind == 'classification' and is_detector:
+        left_over = tuple(name for name in entries if not name.startswith('backbone.'))
+        taken = {name.removeprefix('backbone.'): entries[name] for name in entries if name not in left_over}
+    classes = max(_rows(entries, 'roi_head.mask_head.conv_logits.bias', COCO_CLASSES), 1)
+    wanted = {
+        arch: [
+            Entry(ours, theirs, like, partial(to_theirs, ours))
+            for ours, (theirs, like) in table(kind, arch, classes).items()
+        ]
+        for arch in ARCHS
+    }
+    arch, state = _match(src, kind, taken, wanted)
+    check_values(src, taken)
+    return state, Report(kind, arch, len(taken), len(state), left_over)
+
+
+def _first(names: Collection[str]) -> list[str]:
+    """The first few, and how many more there are."""
+    more = [f'and {len(names) - SHOWN} more'] if len(names) > SHOWN else []
+    return [*list(names)[:SHOWN], *more]
+
+
+def _kind(entries: Mapping[str, Tensor], kind: str) -> str:
+    if kind not in KINDS:
+        raise ValueError(f'kind must be one of {", ".join(KINDS)}, not {kind!r}')
+    if kind != 'auto':
+        return kind
+    return 'detection' if any(name.startswith('backbone.') for name in entries) else 'classification'
+
+
+def _check_classifier(src: str | Path, entries: Mapping[str, Tensor], channels: int) -> None:
+    """It is left over, but one that does not belong to the trunk casts doubt on the whole file."""
+    weight, bias = (entries.get(name) for name in CLASSIFIER)
+    if weight is None or bias is None or weight.shape != (bias.numel(), channels):
+        found = {name: tuple(entries[name].shape) for name in CLASSIFIER if name in entries}
+        raise WeightsError(f'{src}: no classifier of {channels} channels, with weight and bias: {found}')
+
+
+def _rows(entries: Mapping[str, Tensor], name: str, default: int) -> int:
+    """Rows of an entry by which the number of classes is known; where it is missing the match will tell."""
+    return entries[name].numel() if name in entries else default
+
+
+def _match(
+    src: str | Path, kind: str, entries: Mapping[str, Tensor], wanted: Mapping[str, Sequence[Entry]]
+) -> tuple[str, dict[str, Tensor]]:
+    """The variant whose entries these are, and what becomes of them by their new names.
+
+    Raises:
+        WeightsError: They are no variant's; it lists what keeps them from being the nearest.
+    """
+    faults = {arch: _faults(entries, wanted[arch]) for arch in wanted}
+    arch = min(faults, key=lambda arch: sum(map(len, faults[arch])))
+    if not any(faults[arch]):
+        return arch, {
+            target: convert(entries[source] if source in entries else torch.zeros_like(like, device='cpu'))
+            for source, target, like, convert in wanted[arch]
+        }
+    if not entries.keys() & {entry.source for entry in wanted[arch]}:
+        done = not entries.keys().isdisjoint(entry.target for entry in wanted[arch])
+        hint = (
+            'They are those that it would get: it needs no conversion.'
+            if done
+            else f'{", ".join(_first(entries))}.'
+        )
+        raise WeightsError(f'{src}: none of its {len(entries)} names is that of a {kind} file. {hint}')
+    missing, others = faults[arch]
+    listed = ''.join(f'\n  {fault}' for fault in [*_first(missing), *_first(others)])
+    raise WeightsError(f'{src} fits no variant of HCGNet. The nearest is {arch!r}:{listed}')
+
+
+def _faults(entries: Mapping[str, Tensor], wanted: Sequence[Entry]) -> tuple[list[str], list[str]]:
+    """What is missing, and what is there but should not be, or not like this."""
+    missing = [
+        f'{name} is missing' for name, *_ in wanted if name not in entries and not name.endswith(COUNTER)
+    ]
+    others = []
+    for name, _, like, _ in wanted:
+        if name in entries and entries[name].shape != like.shape:
+            others.append(f'{name} has shape {tuple(entries[name].shape)} instead of {tuple(like.shape)}')
+        elif name in entries and entries[name].dtype not in (like.dtype, PRECISE.get(like.dtype)):
+            others.append(f'{name} is of type {entries[name].dtype} instead of {like.dtype}')
+    unknown = entries.keys() - {entry.source for entry in wanted}
+    return missing, others + [f'{name} is unknown' for name in entries if name in unknown]

@@ -1,0 +1,131 @@
+"""Reading files that nobody vouches for, and writing files at once or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmhcg.weights.names import COUNTER
+
+SUFFIXES = ('.safetensors', '.pth')
+
+
+class WeightsError(ValueError):
+    """A file that is not what it should be; the message names the file, the entry and the reason."""
+
+
+def read_entries(src: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, out of its container (`net`, `state_dict` or none), no `module.`.
+
+    Raises:
+        WeightsError: It holds no tensors by name, or one that is not what it claims to be.
+        mmhcg.stack.checkpoints.CheckpointError: The file cannot be read, or asks for code to be run.
+    """
+    from mmhcg.stack.checkpoints import load_checkpoint_file
+
+    content = load_checkpoint_file(src)
+    for key in ('net', 'state_dict'):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise WeightsError(f'{src} holds no state dict')
+    entries = {str(name).removeprefix('module.'): tensor for name, tensor in content.items()}
+    if len(entries) != len(content):
+        raise WeightsError(f'{src} holds entries both with and without the prefix `module.`')
+    claimed: Counter[int] = Counter()  # bytes by storage: entries may share one
+    for name, tensor in entries.items():
+        fault = _fault(tensor)
+        if not fault:
+            storage = tensor.untyped_storage()
+            claimed[storage.data_ptr()] += tensor.nbytes
+            if claimed[storage.data_ptr()] > storage.nbytes():
+                fault = 'claims elements that the file stores for another one'
+        if fault:
+            raise WeightsError(f'{src}: entry {name} {fault}')
+    return entries
+
+
+def _fault(tensor: object) -> str | None:
+    if not isinstance(tensor, Tensor):
+        return f'is no tensor ({type(tensor).__name__})'
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return 'is no plain tensor: it is sparse, quantised or without data'
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    if tensor.numel() > span:
+        return f'claims {tensor.numel()} elements and stores {span}'
+    return None
+
+
+def check_values(src: str | Path, entries: Mapping[str, Tensor]) -> None:
+    """Raises WeightsError where an entry is not finite, or a variance or a count is negative."""
+    for name, tensor in entries.items():
+        if not tensor.isfinite().all():
+            raise WeightsError(f'{src}: entry {name} holds NaN or infinity')
+        if name.endswith(('.running_var', COUNTER)) and (tensor < 0).any():
+            raise WeightsError(f'{src}: entry {name} is negative, as no variance and no count can be')
+
+
+def check_new(dst: str | Path) -> None:
+    """Whether weights can be written there.
+
+    Raises:
+        WeightsError: `dst` ends in neither .safetensors nor .pth.
+        FileExistsError: It is there already.
+    """
+    dst = Path(dst)
+    if dst.suffix not in SUFFIXES:
+        raise WeightsError(f'{dst} must end in {" or ".join(SUFFIXES)}')
+    if dst.exists():
+        raise FileExistsError(f'{dst} is there already: remove it or name another file')
+
+
+def save_weights(state: Mapping[str, Tensor], dst: str | Path) -> str:
+    """Write tensors, and nothing else, to a new `.safetensors` or `.pth` file; returns its SHA-256.
+
+    Raises: as `check_new`, and OSError where the disk refuses; then nothing is left at `dst`.
+    """
+    dst = Path(dst)
+    check_new(dst)
+    # Copies, because a slice would bring its whole storage along.
+    state = OrderedDict((name, tensor.detach().cpu().contiguous().clone()) for name, tensor in state.items())
+    content = _encode(state, dst.suffix)
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    partial = dst.with_name(f'.{dst.name}.{os.getpid()}')
+    try:
+        with partial.open('xb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _publish(partial, dst)
+    finally:
+        partial.unlink(missing_ok=True)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _publish(partial: Path, dst: Path) -> None:
+    """Give the file its name, but take that of no other, even of one that has just come to be there."""
+    try:
+        os.link(partial, dst)
+    except FileExistsError:
+        check_new(dst)
+        raise
+    except OSError:  # a file system without hard links
+        check_new(dst)
+        partial.rename(dst)
+
+
+def _encode(state: OrderedDict[str, Tensor], suffix: str) -> bytes:
+    if suffix == '.safetensors':
+        from safetensors.torch import save
+
+        return save(state)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
