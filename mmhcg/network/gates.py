@@ -55,8 +55,10 @@ class ExcitedAttentionPool(nn.Module):
         super().__init__()
         self.dilation = dilation
         self.norm = norm(channels)
-        self.depthwise = nn.Conv2d(channels, channels, 3, groups=channels, bias=False)  # holds K, not called
-        self.project = nn.Conv2d(channels, 1, 1)  # holds w and its bias, not called
+        window = dict(padding=dilation, dilation=dilation)
+        # These hold K and w and are not called.
+        self.depthwise = nn.Conv2d(channels, channels, 3, groups=channels, bias=False, **window)
+        self.project = nn.Conv2d(channels, 1, 1)
 
     def forward(self, feat: Tensor) -> Tensor:
         feat = F.relu(self.norm(feat))

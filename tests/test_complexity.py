@@ -1,0 +1,213 @@
+"""What detectors cost: the paper's numbers to the digit, and parts that can be added up by hand."""
+
+import pytest
+import torch
+from oracle import Oracle, random_state
+from tiny_run import CONFIGS, load_tool, write_config
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmhcg.analysis import count_complexity, format_table
+from mmhcg.network import Trunk
+from mmhcg.runs import UserError
+from mmhcg.runs.config import build_detector, detector_of
+
+# isort: split
+from mmcv.ops import ModulatedDeformConv2dPack
+from mmengine.config import Config
+from mmengine.hub import get_config
+
+
+@pytest.fixture(scope='module')
+def counted():
+    """The parts of both published detectors at 800x1280."""
+    names = {'hcgnet': 'mask_rcnn_hcgnet_b_fpn_1x_coco.py', 'r50': 'mask_rcnn_r50_fpn_1x_coco.py'}
+    return {key: count_complexity(build_detector(CONFIGS / name)) for key, name in names.items()}
+
+
+def total(parts, field, prefix=''):
+    return sum(getattr(part, field) for part in parts if part.name.startswith(prefix))
+
+
+# Yang et al., AAAI 2020, the COCO table: trainable parameters in millions, multiply-adds in billions.
+@pytest.mark.parametrize(
+    ('key', 'trainable', 'published'), [('hcgnet', '32.1', '230.4'), ('r50', '44.2', '275.6')]
+)
+def test_published_sizes_are_reached_to_the_digit(counted, key, trainable, published):
+    assert f'{total(counted[key], "trainable") / 1e6:.1f}' == trainable
+    assert f'{total(counted[key], "paper") / 1e9:.1f}' == published
+
+
+def test_exact_count_of_every_part(counted):
+    """Backbone: the oracle's own convolutions at this size. Neck and heads: by hand, from their shapes."""
+    parts = counted['hcgnet']
+    positions = [200 * 320, 100 * 160, 50 * 80, 25 * 40, 13 * 20]  # of the pyramid, for 800x1280
+    channels = (160, 368, 952, 1244)
+    neck = sum(hw * 256 * (c + 9 * 256) for hw, c in zip(positions, channels))
+    rpn = sum(positions) * 256 * (9 * 256 + 3 + 12)
+    box = 1000 * (12544 * 1024 + 1024 * 1024 + 1024 * (81 + 320))
+    mask = 100 * (4 * 14**2 * 9 * 256**2 + 14**2 * 4 * 256**2 + 28**2 * 256 * 80)
+    assert total(parts, 'exact', 'neck') == neck
+    assert total(parts, 'exact', 'rpn_head') == rpn
+    assert total(parts, 'exact', 'roi_head.bbox_head') == box
+    assert total(parts, 'exact', 'roi_head.mask_head') == mask
+
+    state = random_state('b', dtype=torch.float32)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        Oracle(state, 'b')(torch.zeros(1, 3, 800, 1280))
+    assert total(parts, 'exact', 'backbone') == counter.get_total_flops() // 2
+
+    # As the issue of this package states them, in billions and millions.
+    rounded = [f'{number / 1e9:.2f}' for number in (total(parts, 'exact', 'backbone'), neck, rpn, mask)]
+    assert rounded == ['40.82', '55.56', '50.62', '52.99']
+    assert (f'{box / 1e9:.1f}', f'{total(parts, "exact") / 1e9:.1f}') == ('14.3', '214.3')
+    assert f'{total(parts, "trainable") / 1e6:.2f}' == '32.09'
+    assert f'{total(parts, "parameters") / 1e6:.2f}' == '32.20'
+
+
+def test_paper_counts_a_deconvolution_at_its_output(counted):
+    more = total(counted['hcgnet'], 'paper', 'roi_head.mask_head') - total(
+        counted['hcgnet'], 'exact', 'roi_head.mask_head'
+    )
+    deconvolution = 100 * 3 * 14**2 * 4 * 256**2
+    assert f'{deconvolution / 1e9:.1f}' == '15.4'
+    biases = 100 * (4 * 14**2 * 256 + 28**2 * (256 + 80))
+    relus = 100 * (4 * 14**2 * 256 + 28**2 * 256)
+    assert more == deconvolution + biases + relus
+
+
+def test_parameters_are_those_of_the_model(counted):
+    model = build_detector(CONFIGS / 'mask_rcnn_hcgnet_b_fpn_1x_coco.py')
+    parts = {part.name: part for part in counted['hcgnet']}
+    assert total(counted['hcgnet'], 'parameters') == sum(p.numel() for p in model.parameters())
+    assert parts['backbone.stages.3'].parameters == sum(
+        p.numel() for p in model.backbone.stages[3].parameters()
+    )
+    assert parts['backbone.stem'].trainable == parts['backbone.stages.0'].trainable == 0
+    assert list(parts)[:6] == ['backbone.stem', *(f'backbone.stages.{i}' for i in range(4)), 'neck']
+
+
+class Toy(nn.Module):
+    """A detector of nothing but layers that a hand can count."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1, groups=1), nn.BatchNorm2d(8), nn.ReLU()
+        )
+        self.neck = nn.ConvTranspose2d(8, 4, 2, stride=2, groups=2)
+        self.twice = nn.ConvTranspose2d(4, 4, 2, stride=2, groups=2)
+        self.deformable = ModulatedDeformConv2dPack(4, 4, 3, padding=1, groups=2)
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        self.head = nn.Linear(4, 5)
+        self.scale = nn.Parameter(torch.ones(5))
+
+    def forward(self, image, samples, mode):
+        assert not self.training
+        feat = self.neck.forward(nn.functional.max_pool2d(self.backbone(image), 2))
+        self.deformable(self.twice(feat))
+        self.encoder(src=feat.flatten(2).transpose(1, 2))
+        return self.head(feat.mean((2, 3))) @ self.scale[:, None]
+
+
+def test_a_toy_by_hand():
+    toy = Toy()
+    parts = {part.name: part for part in count_complexity(toy, (8, 12))}
+    conv, bn, relu = (parts[f'backbone.{i}'] for i in range(3))
+    assert (conv.exact, conv.activations, conv.parameters) == (24 * 27 * 8, 24 * 8, 27 * 8 + 8)
+    assert (conv.paper, bn.paper, relu.paper) == (24 * 27 * 8 + 24 * 8, 2 * 24 * 8, 24 * 8)
+    # Called as a function, so that its hooks, by which the paper's counter works, stay silent.
+    assert (parts['neck'].exact, parts['neck'].paper) == (6 * 8 * 2 * 4, 0)
+    # 4 x 6 positions: four times as many as it takes in, which is what the paper's counter does not see.
+    assert (parts['twice'].exact, parts['twice'].paper) == (24 * 4 * 2 * 4, 96 * 4 * 2 * 4 + 96 * 4)
+    assert parts['twice'].activations == 96 * 4
+    offsets = 96 * 27 * 4 * 9  # 2 coordinates and a mask for each of 9 taps
+    assert (parts['deformable'].exact, parts['deformable'].activations) == (offsets + 96 * 4 * 2 * 9, 96 * 31)
+    projections, products, layers = 24 * 4 * 4 * 4, 2 * 24 * 24 * 4, 2 * 24 * 4 * 8
+    assert parts['encoder'].exact == projections + products + layers
+    assert (parts['head'].exact, parts['head'].paper, parts['head'].activations) == (20, 20, 5)
+    assert (parts['other'].parameters, parts['other'].exact) == (5, 5)
+    table = format_table(list(parts.values()))
+    assert 'neck' in table and 'other' in table
+    assert len({len(line) for line in table.splitlines()}) == 1
+
+
+def test_the_model_is_left_as_it_was():
+    toy = Toy()
+    toy.backbone[1].eval()
+    before = [module.training for module in toy.modules()]
+    count_complexity(toy, (8, 12))
+    toy.head = nn.Linear(7, 7)  # does not fit
+    with pytest.raises(RuntimeError):
+        count_complexity(toy, (8, 12))
+    assert [module.training for module in toy.modules()] == before
+    assert 'forward' not in vars(toy.neck)
+    assert not nn.modules.module._global_forward_hooks
+
+
+def test_what_our_gates_compute_instead_is_what_the_page_says():
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        Trunk('b').eval()(torch.zeros(1, 3, 800, 1280))
+    number = f'{counter.get_total_flops() / 2e9:.2f} G'
+    assert number in (CONFIGS / 'README.md').read_text(encoding='utf-8')
+
+
+def test_the_tool_prints_both_counts(tmp_path, capsys):
+    tool = load_tool('get_flops')
+    config = str(write_config(tmp_path))
+    for count in ('exact', 'paper'):
+        tool.main([config, '--shape', '64', '96', '--count', count])
+        out = capsys.readouterr().out
+        expected = count_complexity(build_detector(config), (64, 96))
+        assert format_table(expected, count) in out
+        assert f'{total(expected, count) / 1e9:.1f} G multiply-adds ({count})' in out
+        assert (
+            f'{total(expected, "trainable") / 1e6:.1f} M trainable parameters, for one image of 64x96' in out
+        )
+    for arguments, message in (
+        (['absent.py'], 'no config file'),
+        ([config, '--shape', '0', '64'], 'H and W must be positive'),
+        (['mmdet::ssd/ssd300_coco.py', '--shape', '64', '64'], 'does not run'),
+    ):
+        with pytest.raises(SystemExit, match='2'):
+            tool.main(arguments)
+        assert message in capsys.readouterr().err
+
+
+ODD = [
+    'atss/atss_r50_fpn_1x_coco.py',  # calls the forward of its head
+    'detr/detr_r50_8xb2-150e_coco.py',  # attention
+    'cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py',  # three heads in a list
+    'dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py',  # deformable convolution
+    'fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py',  # has no RPN
+    'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',  # splits an embedding
+    'cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py',  # an RPN without forward
+    'soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py',  # wraps a detector
+]
+
+
+@pytest.mark.parametrize('name', ODD)
+def test_other_detectors_are_counted(name):
+    cfg = get_config(f'mmdet::{name}')
+    if 'test_cfg' in detector_of(cfg) and 'rpn' in (detector_of(cfg).test_cfg or {}):
+        detector_of(cfg).test_cfg.rpn.max_per_img = 50
+    parts = count_complexity(build_detector(cfg), (128, 160))
+    heads = [part for part in parts if 'head' in part.name or part.name == 'decoder']
+    assert heads
+    assert all(part.exact for part in heads)
+    assert name.startswith('deformable') or 'other' not in {part.name for part in parts}
+
+
+def test_cascades_paste_no_more_masks_than_others():
+    cfg = get_config('mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py')
+    masks = 100 * (4 * 14**2 * 9 * 256**2 + 14**2 * 4 * 256**2 + 28**2 * 256 * 80)
+    cfg.model.test_cfg.rpn.max_per_img = 200
+    parts = {part.name: part for part in count_complexity(build_detector(cfg), (64, 64))}
+    assert [parts[f'roi_head.mask_head.{stage}'].exact for stage in range(3)] == [masks] * 3
+
+
+def test_a_config_without_a_model_is_a_message():
+    with pytest.raises(UserError, match='no `model`'):
+        build_detector(Config(dict(train_cfg={})))
+    with pytest.raises(UserError, match='cannot be built: KeyError'):
+        build_detector(Config(dict(model=dict(type='Nothing'))))
