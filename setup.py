@@ -1,12 +1,29 @@
 """Packaging of mmhcg."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'mmhcg' / '__init__.py').read_text(encoding='utf-8'))[1]
+
+
+class BuildWithConfigs(build_py):
+    """Puts configs and tools into a wheel at `mmhcg/.mim`, where MIM looks for them."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        mim = Path(self.build_lib, 'mmhcg', '.mim')
+        for folder in ('configs', 'tools'):
+            ignore = shutil.ignore_patterns('__pycache__')
+            shutil.copytree(ROOT / folder, mim / folder, ignore=ignore, dirs_exist_ok=True)
+        shutil.copy(ROOT / 'model-index.yml', mim)
+
 
 setup(
     name='mmhcg',
@@ -15,6 +32,7 @@ setup(
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     packages=find_packages(include=['mmhcg', 'mmhcg.*']),
+    cmdclass={'build_py': BuildWithConfigs},
     python_requires='>=3.9',
     # Neither MMDetection, mmcv nor MMEngine: pip would write over those, or the fork of them, already there.
     install_requires=['torch>=2.1', 'safetensors>=0.4'],
@@ -26,6 +44,6 @@ setup(
             'torchvision>=0.16',  # mmcv's operators, see mmhcg/stack
             'setuptools<81',  # mmengine resolves `mmdet::` by pkg_resources, which 82 dropped
         ],
-        'test': ['pytest>=7', 'pytest-xdist>=3', 'ruff>=0.9'],
+        'test': ['pytest>=7', 'pytest-xdist>=3', 'ruff>=0.9', 'wheel'],  # wheel for setuptools<70
     },
 )

@@ -1,4 +1,4 @@
-"""What OpenMMLab's last releases lack on today's PyTorch: mmcv's operators and safe checkpoint loading."""
+"""What OpenMMLab's last releases lack: mmcv's operators on today's PyTorch, safe checkpoints, our configs."""
 
 import importlib.util
 import sys
@@ -29,13 +29,15 @@ class ExtensionFinder:
 
 
 def prepare() -> None:
-    """Make mmcv's operators importable and MMEngine's checkpoint loading safe; a second call changes nothing.
+    """Make mmcv's operators importable, checkpoint loading safe and `mmhcg::NAME.py` a config's name.
 
-    Imports neither mmcv nor torchvision, and nothing has to be installed.
+    A second call changes nothing. Imports neither mmcv nor torchvision, and nothing has to be installed.
     """
     if ExtensionFinder not in sys.meta_path:
         sys.meta_path.append(ExtensionFinder)
     if importlib.util.find_spec('mmengine') is not None:
         from mmhcg.stack.checkpoints import register_safe_loading
+        from mmhcg.stack.config_paths import register_config_paths
 
         register_safe_loading()
+        register_config_paths()

@@ -1,0 +1,156 @@
+"""mmhcg as a wheel in an environment of its own, and `mmhcg::NAME.py`, the name of a shipped config."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import site
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from mmengine.config import Config
+from mmengine.hub import get_config
+from tiny_run import CLASSES, CONFIG, CONFIGS, REPO, read_scalars, write_data
+
+from mmhcg import stack
+from mmhcg.stack import config_paths
+
+MASK_B = 'mask_rcnn_hcgnet_b_fpn_1x_coco.py'
+SOURCES = (
+    'mmhcg',
+    'configs',
+    'tools',
+    'model-index.yml',
+    'MANIFEST.in',
+    'README.md',
+    'pyproject.toml',
+    'setup.py',
+)
+
+
+def run_python(python: str | Path, *argv: object, cwd: Path) -> str:
+    """Output of `python argv`, where nothing but the environment of `python` says where modules are."""
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    process = subprocess.run(
+        [str(python), *map(str, argv)],
+        cwd=cwd,
+        env={**environment, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+    return process.stdout
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy: setuptools leaves its folders in the source tree."""
+    folder = tmp_path_factory.mktemp('wheel')
+    source = folder / 'source'
+    source.mkdir()
+    for name in SOURCES:
+        if (REPO / name).is_dir():
+            ignore = shutil.ignore_patterns('__pycache__')
+            shutil.copytree(REPO / name, source / name, ignore=ignore)
+        else:
+            shutil.copy(REPO / name, source / name)
+    options = ('--no-deps', '--no-index', '--no-build-isolation', '--wheel-dir', folder)
+    run_python(sys.executable, '-m', 'pip', 'wheel', *options, source, cwd=folder)
+    return next(folder.glob('*.whl'))
+
+
+@pytest.fixture(scope='module')
+def environment(wheel, tmp_path_factory) -> Path:
+    """A virtual environment with the wheel, and everything but mmhcg that the running interpreter has."""
+    folder = tmp_path_factory.mktemp('environment')
+    run_python(sys.executable, '-m', 'venv', '--without-pip', folder, cwd=folder)
+    packages = next(folder.glob('lib/python*/site-packages'))
+    # Links come second: through them pip would change the running interpreter's own packages.
+    options = ('--no-deps', '--no-index', '--target', packages)
+    run_python(sys.executable, '-m', 'pip', 'install', *options, wheel, cwd=folder)
+    for entry in (entry for place in site.getsitepackages() for entry in Path(place).glob('*')):
+        if 'mmhcg' not in entry.name.lower():
+            (packages / entry.name).symlink_to(entry)
+    return folder
+
+
+def shipped(package: Path) -> Path:
+    """Where MIM looks for what a package ships."""
+    return next(package.glob('lib/python*/site-packages')) / 'mmhcg/.mim'
+
+
+def test_wheel_holds_configs_and_tools_byte_for_byte(wheel):
+    files = [REPO / 'model-index.yml', *CONFIGS.rglob('*'), *(REPO / 'tools').rglob('*')]
+    expected = {
+        f'mmhcg/.mim/{file.relative_to(REPO).as_posix()}': file.read_bytes()
+        for file in files
+        if file.is_file() and '__pycache__' not in file.parts
+    }
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.startswith('mmhcg/.mim/')]
+        assert {name: archive.read(name) for name in names} == expected
+
+
+INSTALLED = """
+import mmhcg
+from mmengine.config import Config
+from mmengine.hub import get_config
+print([mmhcg.__file__, Config.fromfile('heir.py').to_dict(), get_config({name!r}).to_dict()])
+"""
+
+
+def test_installed_configs_are_found_by_name(environment, tmp_path):
+    name = f'mmhcg::{MASK_B}'
+    (tmp_path / 'heir.py').write_text(f'_base_ = {name!r}')
+    output = run_python(environment / 'bin/python', '-c', INSTALLED.format(name=name), cwd=tmp_path)
+    file, heir, config = ast.literal_eval(output)
+    assert Path(file) == shipped(environment).with_name('__init__.py')
+    assert heir == config == Config.fromfile(CONFIGS / MASK_B).to_dict()
+
+
+def test_installed_tool_trains_as_mim_calls_it(environment, tmp_path):
+    """`mim train mmhcg tiny.py ...` runs this very command."""
+    (tmp_path / 'tiny.py').write_text(CONFIG.format(base=f'mmhcg::{MASK_B}', classes=CLASSES))
+    options = ('--data-root', write_data(tmp_path), '--work-dir', 'run', '--no-pretrained')
+    options += ('--cfg-options', 'train_cfg.max_epochs=1')
+    tool = shipped(environment) / 'tools/train.py'
+    run_python(environment / 'bin/python', tool, 'tiny.py', '--launcher', 'none', *options, cwd=tmp_path)
+    assert (tmp_path / 'run/epoch_1.pth').is_file()
+    assert {'loss', 'coco/segm_mAP'} <= {key for line in read_scalars(tmp_path / 'run') for key in line}
+
+
+@pytest.mark.parametrize('config', sorted(CONFIGS.glob('*.py')), ids=lambda config: config.stem)
+def test_every_config_is_found_by_name(config, tmp_path):
+    name = f'mmhcg::{config.name}'
+    (tmp_path / 'heir.py').write_text(f'_base_ = {name!r}')
+    expected = Config.fromfile(config).to_dict()
+    assert Config.fromfile(tmp_path / 'heir.py').to_dict() == expected
+    assert get_config(name).to_dict() == expected
+
+
+def test_unknown_name_lists_the_configs(tmp_path):
+    (tmp_path / 'heir.py').write_text("_base_ = 'mmhcg::nonsense.py'")
+    for load, path in ((Config.fromfile, tmp_path / 'heir.py'), (get_config, 'mmhcg::nonsense.py')):
+        with pytest.raises(FileNotFoundError, match=r'mmhcg::nonsense\.py.*no such config') as error:
+            load(path)
+        assert all(config.name in str(error.value) for config in CONFIGS.glob('*.py'))
+
+
+def test_a_second_call_changes_nothing():
+    before = Config._get_cfg_path
+    stack.prepare()
+    assert Config._get_cfg_path is before
+
+
+def test_a_fork_without_these_functions_is_left_alone(monkeypatch):
+    fork = SimpleNamespace()
+    monkeypatch.setattr(config_paths, 'Config', fork)
+    monkeypatch.setattr(config_paths, 'hub', fork)
+    config_paths.register_config_paths.__wrapped__()
+    assert not vars(fork)
