@@ -407,8 +407,9 @@ def test_softmax_focal_loss(gamma: float, alpha: float, weighted: bool, device: 
 
 
 def test_an_absent_operator_is_named_when_called() -> None:
-    with pytest.raises(NotImplementedError, match=r"'carafe_forward'.*pip install mmcv==2\.1\.0 --no-binary"):
-        ops.carafe(torch.ones(1, 4, 4, 4), torch.ones(1, 25, 8, 8), 5, 1, 2)
+    wanted = r"'border_align_forward'.*pip install mmcv==2\.1\.0 --no-binary"
+    with pytest.raises(NotImplementedError, match=wanted):
+        ops.border_align(torch.ones(1, 4, 4, 4), torch.ones(1, 16, 4), 5)
 
 
 def test_no_operator_in_private_names() -> None:

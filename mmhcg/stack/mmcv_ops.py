@@ -3,12 +3,11 @@
 `mmhcg.stack` lets Python load this file as `mmcv._ext` where mmcv has no compiled one. Names and arguments
 are those that `mmcv.ops` calls, in the manner of C++: the caller allocates the results, and forward and
 backward are separate functions. Half-precision inputs are computed in float32, as torchvision does under
-autocast.
+autocast. The operators that sample maps elsewhere than on their grid are in `sampling_ops.py`.
 
 Letters in shapes: N images, K boxes or RoIs, C channels or classes, (H, W) map, (P, Q) bins or output.
 """
 
-from collections.abc import Sequence
 from typing import Any, Callable
 
 import torch
@@ -17,7 +16,26 @@ from torchvision.ops import deform_conv2d  # importing torchvision also fills to
 
 # By its full name, for Python knows this file as a part of mmcv.
 from mmhcg.stack import plain_ops
-from mmhcg.stack.plain_ops import nms_match, softnms  # noqa: F401  mmcv calls them as they are
+from mmhcg.stack.calling import full, gradients
+from mmhcg.stack.plain_ops import (  # noqa: F401  mmcv calls them as they are
+    nms_match,
+    softnms,
+    sync_bn_backward_data,
+    sync_bn_backward_param,
+    sync_bn_forward_mean,
+    sync_bn_forward_output,
+    sync_bn_forward_var,
+)
+from mmhcg.stack.sampling_ops import (  # noqa: F401
+    carafe_backward,
+    carafe_forward,
+    deform_roi_pool_backward,
+    deform_roi_pool_forward,
+    masked_col2im_forward,
+    masked_im2col_forward,
+    ms_deform_attn_backward,
+    ms_deform_attn_forward,
+)
 
 
 def __getattr__(name: str) -> Callable:
@@ -45,29 +63,10 @@ def get_compiler_version() -> str:
 get_compiling_cuda_version = get_compiler_version
 
 
-def _full(x: Tensor) -> Tensor:
-    """`x` in float32, or in float64 if it is that."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _gradients(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_output: Tensor, results: Sequence[Tensor]
-) -> None:
-    """Write the gradients with respect to `inputs` to `results`, in this order.
-
-    `function(*inputs)` is computed once more: mmcv keeps inputs of the forward pass, but no autograd graph.
-    """
-    with torch.enable_grad():
-        inputs = [_full(x.detach()).requires_grad_() for x in inputs]
-        gradients = torch.autograd.grad(function(*inputs), inputs, _full(grad_output))
-    for result, gradient in zip(results, gradients):
-        result.copy_(gradient)
-
-
 def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Indices of the kept `bboxes` (K, 4), best of the `scores` (K,) first."""
     # Sides of x2 - x1 + 1 are those of a box whose far corner lies one further.
-    boxes = torch.cat((_full(bboxes)[:, :2], _full(bboxes)[:, 2:] + offset), 1)
+    boxes = torch.cat((full(bboxes)[:, :2], full(bboxes)[:, 2:] + offset), 1)
     return torch.ops.torchvision.nms(boxes, scores.to(boxes), iou_threshold)
 
 
@@ -91,7 +90,7 @@ def roi_align_forward(
 
     `pool_mode` 0 takes their maximum instead, and notes which it was in `argmax_y` and `argmax_x`.
     """
-    feat, bins = _full(input), (aligned_height, aligned_width)
+    feat, bins = full(input), (aligned_height, aligned_width)
     if pool_mode == 1:
         args = (feat, rois.to(feat), spatial_scale, *bins, sampling_ratio, aligned)
         output.copy_(torch.ops.torchvision.roi_align(*args))
@@ -115,7 +114,7 @@ def roi_align_backward(
     aligned: bool,
 ) -> None:
     """Gradient of `roi_align_forward` with respect to its input, in `grad_input` (N, C, H, W)."""
-    grad, shape = _full(grad_output), grad_input.shape
+    grad, shape = full(grad_output), grad_input.shape
     rois = rois.to(grad)
     if pool_mode == 1:
         args = (spatial_scale, aligned_height, aligned_width, *shape, sampling_ratio, aligned)
@@ -135,7 +134,7 @@ def roi_pool_forward(
     spatial_scale: float,
 ) -> None:
     """RoIPool (Girshick, 2015): `output` (K, C, P, Q) is each bin's maximum, `argmax` its y * W + x or -1."""
-    feat, bins = _full(input), (pooled_height, pooled_width)
+    feat, bins = full(input), (pooled_height, pooled_width)
     for buffer, result in zip((output, argmax), plain_ops.roi_pool(feat, rois.to(feat), spatial_scale, bins)):
         buffer.copy_(result)
 
@@ -150,7 +149,7 @@ def roi_pool_backward(
     spatial_scale: float,
 ) -> None:
     """Gradient of `roi_pool_forward` with respect to its input, in `grad_input` (N, C, H, W)."""
-    grad = _full(grad_output) * (argmax >= 0)
+    grad = full(grad_output) * (argmax >= 0)
     channels, area = grad.shape[1], grad_input[0, 0].numel()
     plane = rois[:, :1].long() * channels + torch.arange(channels, device=grad.device)  # (K, C), in the batch
     cell = plane[..., None, None] * area + argmax.clamp(min=0)  # (K, C, P, Q), in the batch
@@ -178,10 +177,31 @@ def _convolution(sizes: dict[str, int], names: dict[str, tuple[str, str]]) -> Ca
     geometry = {key: (sizes[height], sizes[width]) for key, (height, width) in names.items()}
 
     def convolve(*tensors: Tensor) -> Tensor:
-        input, offset, weight, mask, bias = (*map(_full, tensors), None, None)[:5]
+        input, offset, weight, mask, bias = (*map(full, tensors), None, None)[:5]
         return deform_conv2d(input, offset, weight, bias, mask=mask, **geometry)
 
     return convolve
+
+
+def _modulated_convolution(sizes: dict[str, int], size: torch.Size) -> Callable[..., Tensor]:
+    """As `_convolution`, with results of `size` (P, Q); offset and mask may have larger planes than that."""
+    convolve = _convolution(sizes, _MODULATED)
+
+    def modulated(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor, *bias: Tensor) -> Tensor:
+        return convolve(input, _planes(offset, size), weight, _planes(mask, size), *bias)
+
+    return modulated
+
+
+def _planes(x: Tensor, size: torch.Size) -> Tensor:
+    """Planes (N, J, P, Q) that mmcv finds in `x` (N, J, *, *): it takes them to lie P * Q numbers apart.
+
+    DyHead gives offsets of a finer level, so its weights are trained with these. Of too few numbers mmcv
+    would read past the end; here torchvision refuses them.
+    """
+    if x.shape[2:].numel() < size.numel():
+        return x
+    return x.flatten(1)[:, : x.shape[1] * size.numel()].unflatten(1, (x.shape[1], *size))
 
 
 def deform_conv_forward(
@@ -203,7 +223,7 @@ def deform_conv_backward_input(
 ) -> None:
     """Gradients of `deform_conv_forward` with respect to input and offset."""
     convolve = _convolution(sizes, _PLAIN)
-    _gradients(lambda *x: convolve(*x, weight), (input, offset), grad_output, (grad_input, grad_offset))
+    gradients(lambda *x: convolve(*x, weight), (input, offset), grad_output, (grad_input, grad_offset))
 
 
 def deform_conv_backward_parameters(
@@ -217,7 +237,7 @@ def deform_conv_backward_parameters(
 ) -> None:
     """Gradient of `deform_conv_forward` with respect to the weight, linear in it: zero will do for it."""
     convolve = _convolution(sizes, _PLAIN)
-    _gradients(
+    gradients(
         lambda w: convolve(input, offset, w), (torch.zeros_like(grad_weight),), grad_output, (grad_weight,)
     )
 
@@ -236,7 +256,7 @@ def modulated_deform_conv_forward(
 ) -> None:
     """As `deform_conv_forward`, each sample times its `mask`, plus `bias` (O,), empty unless `with_bias`."""
     tensors = (input, offset, weight, mask, bias)
-    output.copy_(_convolution(sizes, _MODULATED)(*tensors[: 4 + with_bias]))
+    output.copy_(_modulated_convolution(sizes, output.shape[2:])(*tensors[: 4 + with_bias]))
 
 
 def modulated_deform_conv_backward(
@@ -259,7 +279,7 @@ def modulated_deform_conv_backward(
     """Gradients of `modulated_deform_conv_forward` with respect to all its inputs."""
     tensors = (input, offset, weight, mask, bias)[: 4 + with_bias]
     results = (grad_input, grad_offset, grad_weight, grad_mask, grad_bias)
-    _gradients(_convolution(sizes, _MODULATED), tensors, grad_output, results)
+    gradients(_modulated_convolution(sizes, grad_output.shape[2:]), tensors, grad_output, results)
 
 
 # Focal loss (Lin et al., 2017): `input` (K, C), class of each row `target` (K,), class weights (C,) or empty.
@@ -269,7 +289,7 @@ def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
     """Loss of each logit and class, into `output` (K, C)."""
-    output.copy_(plain_ops.sigmoid_focal_loss(_full(input), target, _full(weight), gamma, alpha))
+    output.copy_(plain_ops.sigmoid_focal_loss(full(input), target, full(weight), gamma, alpha))
 
 
 def sigmoid_focal_loss_backward(
@@ -278,16 +298,16 @@ def sigmoid_focal_loss_backward(
     """Derivative of each loss with respect to its logit, into `grad_input` (K, C)."""
 
     def total(logits: Tensor) -> Tensor:
-        return plain_ops.sigmoid_focal_loss(logits, target, _full(weight), gamma, alpha).sum()
+        return plain_ops.sigmoid_focal_loss(logits, target, full(weight), gamma, alpha).sum()
 
-    _gradients(total, (input,), input.new_ones(()), (grad_input,))
+    gradients(total, (input,), input.new_ones(()), (grad_input,))
 
 
 def softmax_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
     """Loss of each row of probabilities, into `output` (K,)."""
-    output.copy_(plain_ops.softmax_focal_loss(_logits(input), target, _full(weight), gamma, alpha))
+    output.copy_(plain_ops.softmax_focal_loss(_logits(input), target, full(weight), gamma, alpha))
 
 
 def softmax_focal_loss_backward(
@@ -302,10 +322,10 @@ def softmax_focal_loss_backward(
     """Derivative of each loss with respect to the *logits* behind the probabilities `input` (K, C)."""
 
     def total(logits: Tensor) -> Tensor:
-        return plain_ops.softmax_focal_loss(logits, target, _full(weight), gamma, alpha).sum()
+        return plain_ops.softmax_focal_loss(logits, target, full(weight), gamma, alpha).sum()
 
-    _gradients(total, (_logits(input),), input.new_ones(()), (grad_input,))
+    gradients(total, (_logits(input),), input.new_ones(()), (grad_input,))
 
 
 def _logits(probabilities: Tensor) -> Tensor:
-    return _full(probabilities).clamp(min=torch.finfo(torch.float32).tiny).log()  # softmax(log p) = p
+    return full(probabilities).clamp(min=torch.finfo(torch.float32).tiny).log()  # softmax(log p) = p

@@ -5,6 +5,7 @@ Letters in shapes: N images, K boxes or RoIs, C channels or classes, (H, W) map,
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
 # x2, y2 in that image; `scale` takes them to the map; `bins` are (P, Q).
 
 
-def _sample_grids(
+def sample_grids(
     rois: Tensor, scale: float, bins: tuple[int, int], sampling_ratio: int, aligned: bool
 ) -> Iterator[tuple[Tensor, int, int]]:
     """The RoIs in groups whose bins have equally many samples: indices, and rows and columns of samples."""
@@ -89,7 +90,7 @@ def roi_align_max(
     """
     best = feat.new_full((len(rois), feat.shape[1], *bins), -10000)
     row, column = torch.zeros_like(best), torch.zeros_like(best)
-    for index, rows, columns in _sample_grids(rois, scale, bins, sampling_ratio, aligned):
+    for index, rows, columns in sample_grids(rois, scale, bins, sampling_ratio, aligned):
         fine = (bins[0] * rows, bins[1] * columns)  # a bin for each sample, which lies in its middle
         samples = torch.ops.torchvision.roi_align(feat, rois[index], scale, *fine, 1, aligned)
         best[index], where = F.max_pool2d(samples, (rows, columns), return_indices=True)
@@ -112,7 +113,7 @@ def roi_align_max_backward(
     bins, grad_feat = grad.shape[2:], grad.new_zeros(shape)
     first_row = torch.arange(bins[0], device=grad.device)[:, None]
     first_column = torch.arange(bins[1], device=grad.device)
-    for index, rows, columns in _sample_grids(rois, scale, bins, sampling_ratio, aligned):
+    for index, rows, columns in sample_grids(rois, scale, bins, sampling_ratio, aligned):
         fine = (bins[0] * rows, bins[1] * columns)
         y, x = first_row * rows + row[index].long(), first_column * columns + column[index].long()
         samples = grad.new_zeros(len(index), grad.shape[1], fine[0] * fine[1])
@@ -177,3 +178,66 @@ def _class_weights(target: Tensor, weight: Tensor) -> Tensor:
     """`weight` of each target, 1 for background: mmcv reads past the end of `weight` there."""
     background = (target < 0) | (target >= len(weight))
     return weight[target.masked_fill(background, 0)].masked_fill(background, 1)
+
+
+# Batch normalization over several processes, which mmcv lets exchange mean and variance between these calls.
+# `input` and `norm`, which is `input` less mean over `std`, are (N, C, L); means, weights and the like (C,).
+
+
+def sync_bn_forward_mean(input: Tensor, mean: Tensor) -> None:
+    """Write this process' mean of each channel to `mean`."""
+    mean.copy_(input.float().mean((0, 2)))
+
+
+def sync_bn_forward_var(input: Tensor, mean: Tensor, var: Tensor) -> None:
+    """Write this process' variance about the `mean` of all processes to `var`."""
+    var.copy_((input.float() - mean[:, None]).square().mean((0, 2)))
+
+
+def sync_bn_forward_output(
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Optional[Tensor],
+    running_var: Optional[Tensor],
+    norm: Tensor,
+    std: Tensor,
+    output: Tensor,
+    eps: float,
+    momentum: Tensor,
+    group_size: int,
+) -> None:
+    """Write `norm`, `std` and `output`, and update the running statistics, if there are any.
+
+    As in mmcv, all `group_size` processes count as many values as this one.
+    """
+    std.copy_((var + eps).sqrt())
+    norm.copy_((input.float() - mean[:, None]) / std[:, None])
+    output.copy_(norm * weight[:, None] + bias[:, None])
+    if running_mean is not None and running_var is not None:
+        count = input.shape[0] * input.shape[2] * group_size
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(var * count / (count - 1) if count > 1 else var, momentum)
+
+
+def sync_bn_backward_param(grad_output: Tensor, norm: Tensor, grad_weight: Tensor, grad_bias: Tensor) -> None:
+    """Write this process' gradients of weight and bias."""
+    grad_weight.copy_((grad_output * norm).sum((0, 2)))
+    grad_bias.copy_(grad_output.float().sum((0, 2)))
+
+
+def sync_bn_backward_data(
+    grad_output: Tensor,
+    weight: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    norm: Tensor,
+    std: Tensor,
+    grad_input: Tensor,
+) -> None:
+    """Write the gradient of the input, from those of weight and bias, averaged over the processes."""
+    count = norm.shape[0] * norm.shape[2]
+    shared = (norm * grad_weight[:, None] + grad_bias[:, None]) / count  # through variance and mean
+    grad_input.copy_((grad_output - shared) * (weight / std)[:, None])
