@@ -4,22 +4,46 @@ Importing the package registers `HCGNet` and prepares the OpenMMLab stack. Where
 only `mmhcg.network` is there: it needs PyTorch alone.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 __version__ = '0.1.0'
-__all__ = ['HCGNet', '__version__']
+__all__ = ['HCGNet', '__version__', 'get_config', 'list_archs', 'swap_backbone']
+
+
+def list_archs() -> list[str]:
+    """Names that `arch` takes: 'a1', 'a2', 'a3' (CIFAR), 'b', 'c' (ImageNet)."""
+    from mmhcg.network import VARIANTS
+
+    return list(VARIANTS)
+
+
+def get_config(name: str):
+    """A shipped config by its name, e.g. 'mask_rcnn_hcgnet_b_fpn_1x_coco', as MMEngine's Config.
+
+    Raises FileNotFoundError, which lists what there is.
+    """
+    from mmengine.hub import get_config
+
+    return get_config(f'mmhcg::{name.removesuffix(".py")}.py')
+
 
 if find_spec('mmengine'):
     from mmhcg import stack
 
     stack.prepare()
     from mmhcg.backbone import HCGNet
-else:
 
-    def __getattr__(name: str):
-        if name == 'HCGNet':
-            raise ImportError(
-                "mmhcg.HCGNet needs MMEngine and MMDetection: pip install 'mmhcg[standalone]' installs both; "
-                'mmhcg.network.Trunk is the same network in PyTorch alone.'
-            )
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+def __getattr__(name: str) -> Any:
+    if name == 'swap_backbone':  # late, for it brings the runner and torchvision along
+        return import_module('mmhcg.swap').swap_backbone
+    if name == 'HCGNet':
+        raise ImportError(
+            "mmhcg.HCGNet needs MMEngine and MMDetection: pip install 'mmhcg[standalone]' installs both; "
+            'mmhcg.network.Trunk is the same network in PyTorch alone.'
+        )
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

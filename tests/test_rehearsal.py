@@ -1,0 +1,106 @@
+"""A training step and a prediction of detectors that each need something special."""
+
+import pytest
+import torch
+
+pytest.importorskip('mmdet')
+
+from torch import nn
+
+from mmhcg.analysis.rehearsal import build_untrained, rehearse, without_pretrained
+from mmhcg.runs.config import load_config
+
+RETINANET = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+# What each needs beside images and boxes, and a loss that depends on it.
+SPECIAL = {
+    'fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py': ('proposals', 'loss_bbox'),
+    'condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py': ('masks', 'loss_mask'),
+    'rtmdet/rtmdet_tiny_8xb32-300e_coco.py': ('no masks', 'loss_bbox'),
+    'queryinst/queryinst_r50_fpn_1x_coco.py': ('as many boxes as queries', 's0.loss_mask'),
+    'pvt/retinanet_pvtv2-b0_fpn_1x_coco.py': ('no weights of its own', 'loss_bbox'),
+    'panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py': ('stuff and things', 'loss_seg'),
+    'scnet/scnet_r50_fpn_1x_coco.py': ('a semantic map', 'loss_semantic_seg'),
+    'qdtrack/qdtrack_faster-rcnn_r50_fpn_4e_base.py': ('videos', 'loss_track'),
+    'soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py': ('the student', 'loss_bbox'),
+    'sort/sort_faster-rcnn_r50_fpn_8xb2-4e_mot17train_test-mot17test.py': ('the detector', 'loss_bbox'),
+    'ld/ld_r18-gflv1-r101_fpn_1x_coco.py': ("a teacher's config", 'loss_ld'),
+    'tood/tood_r50_fpn_1x_coco.py': ('an epoch', 'loss_bbox'),
+    'dino/dino-4scale_r50_8xb2-12e_coco.py': ('a position for each query', 'd0.loss_bbox'),
+}
+
+
+@pytest.fixture
+def retinanet():
+    return build_untrained(load_config(RETINANET))
+
+
+@pytest.mark.parametrize('name', SPECIAL)
+def test_a_detector_gets_what_it_needs(name):
+    rehearsal = rehearse(build_untrained(load_config(f'mmdet::{name}')))
+    need, loss = SPECIAL[name]
+    assert rehearsal.losses[loss] > 0, f'{need} gave no loss'
+    assert rehearsal.without_gradient == ()
+    assert (rehearsal.detections is None) == ('panoptic' in name)
+
+
+def test_norms_need_no_other_process():
+    cfg = load_config(RETINANET)
+    cfg.model.backbone.update(norm_cfg=dict(type='MMSyncBN', requires_grad=True), norm_eval=False)
+    assert rehearse(build_untrained(cfg)).without_gradient == ()
+
+
+def test_a_detached_output_is_reported(retinanet):
+    assert rehearse(retinanet).without_gradient == ()
+    whole = retinanet.backbone.forward
+    retinanet.backbone.forward = lambda images: (*whole(images)[:-1], whole(images)[-1].detach())
+    expected = tuple(f'layer4.{name}' for name, _ in retinanet.backbone.layer4.named_parameters())
+    assert rehearse(retinanet).without_gradient == expected
+
+
+def test_an_unused_part_is_reported_unless_frozen(retinanet):
+    retinanet.backbone.unused = nn.Linear(1, 1)
+    retinanet.backbone.unused.bias.requires_grad_(False)
+    assert rehearse(retinanet).without_gradient == ('unused.weight',)
+
+
+def test_a_loss_that_is_not_finite_raises(retinanet):
+    nn.init.constant_(retinanet.bbox_head.retina_reg.weight, float('nan'))
+    with pytest.raises(FloatingPointError, match='loss_bbox'):
+        rehearse(retinanet)
+
+
+def test_nothing_but_running_averages_changes(retinanet):
+    before = {name: tensor.clone() for name, tensor in retinanet.named_parameters()}
+    torch.manual_seed(5)
+    rehearse(retinanet)
+    after = torch.rand(3)
+    torch.manual_seed(5)
+    assert after.equal(torch.rand(3))
+    assert all(tensor.equal(before[name]) for name, tensor in retinanet.named_parameters())
+
+
+def test_the_same_model_gives_the_same_losses(retinanet):
+    losses = rehearse(retinanet).losses
+    torch.manual_seed(5)
+    assert rehearse(retinanet).losses == losses
+
+
+def test_no_weights_are_fetched():
+    cfg = load_config('mmdet::ld/ld_r18-gflv1-r101_fpn_1x_coco.py')
+    assert cfg.model.backbone.init_cfg.type == 'Pretrained'
+    bare = without_pretrained(cfg)
+    assert bare.model.backbone.init_cfg is None
+    assert bare.model.teacher_ckpt is None
+    assert bare.model.teacher_config.model.backbone.depth == 101
+    assert bare.model.teacher_config.model.backbone.init_cfg is None
+    assert cfg.model.teacher_ckpt.startswith('http'), 'the config itself has been changed'
+
+
+def test_other_initialisation_stays():
+    cfg = load_config(RETINANET)
+    normal = dict(type='Normal', layer='Conv2d', std=0.01)
+    cfg.model.neck.init_cfg = [normal, dict(type='Pretrained', checkpoint='no such file')]
+    cfg.model.bbox_head.init_cfg = normal
+    bare = without_pretrained(cfg)
+    assert bare.model.neck.init_cfg == [normal]
+    assert bare.model.bbox_head.init_cfg == normal
