@@ -21,7 +21,7 @@ import yaml
 from mmengine.config import Config
 
 import mmhcg
-from mmhcg.analysis import count_complexity
+from mmhcg.analysis.complexity import count_complexity
 from mmhcg.runs.config import build_detector
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,7 +7,7 @@ from tiny_run import CONFIGS, load_tool, write_config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmhcg.analysis import count_complexity, format_table
+from mmhcg.analysis.complexity import count_complexity, format_table
 from mmhcg.network import Trunk
 from mmhcg.runs import UserError
 from mmhcg.runs.config import build_detector, detector_of

@@ -7,8 +7,8 @@ from test_configs import differences, without_scopes
 from tiny_run import CONFIGS, load_tool
 
 import mmhcg
-from mmhcg.analysis import count_complexity
 from mmhcg.analysis.comparison import compare_detectors
+from mmhcg.analysis.complexity import count_complexity
 from mmhcg.runs import UserError
 from mmhcg.runs.config import build_detector, detector_of, load_config
 from mmhcg.swap import Level, SwapError, measure_levels, swap_backbone, write_config

@@ -15,7 +15,7 @@ def show_complexity(config: str, shape: tuple[int, int], count: str) -> None:
         raise UserError(f'--shape: H and W must be positive, not {shape[0]} and {shape[1]}')
     warnings.simplefilter('ignore')  # of detectors and PyTorch, which are not of this table
     model = build_detector(config)
-    from mmhcg.analysis import count_complexity, format_table  # needs MMDetection, as build_detector has said
+    from mmhcg.analysis.complexity import count_complexity, format_table  # imports MMDetection
 
     try:
         parts = count_complexity(model, tuple(shape))

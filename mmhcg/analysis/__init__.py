@@ -1,5 +1,1 @@
-"""What a detector costs, part by part."""
-
-from mmhcg.analysis.complexity import Part, count_complexity, format_table
-
-__all__ = ['Part', 'count_complexity', 'format_table']
+"""What networks and detectors cost and what becomes of them: operators, parts, swaps, all of MMDetection."""

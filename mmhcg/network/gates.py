@@ -14,18 +14,17 @@ from mmhcg.network.layers import Norm
 
 
 def position_softmax(logits: Tensor) -> Tensor:
-    """Softmax over all positions, in float32 at least: (N, 1, H, W) -> (N, 1, HW)."""
-    return logits.flatten(2).softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    """Softmax over all positions, in float32 at least: (N, K, H, W) or (N, K, HW) -> (N, K, HW)."""
+    precision = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return logits.flatten(2).softmax(-1, dtype=precision)
 
 
 def position_sums(feat: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums over positions, in the precision of `weights` also under autocast.
+    """Weighted sums over positions, accumulated in the precision of `weights`, returned in that of `feat`.
 
-    (N, C, H, W) and (N, K, HW) -> (N, C, K), in the precision of `feat`.
+    (N, C, H, W) and (N, K, HW) -> (N, K, C).
     """
-    with torch.autocast(feat.device.type, enabled=False):
-        sums = feat.flatten(2).to(weights.dtype) @ weights.transpose(1, 2)
-    return sums.to(feat.dtype)
+    return (weights @ feat.flatten(2).transpose(1, 2).to(weights.dtype)).to(feat.dtype)
 
 
 class AttentionPool(nn.Module):
@@ -36,7 +35,10 @@ class AttentionPool(nn.Module):
         self.project = nn.Conv2d(channels, 1, 1)
 
     def forward(self, feat: Tensor) -> Tensor:
-        return position_sums(feat, position_softmax(self.project(feat))).squeeze(2)
+        logits = (
+            self.project.weight.flatten(1) @ feat.flatten(2) + self.project.bias
+        )  # as a conv it is slower
+        return position_sums(feat, position_softmax(logits)).squeeze(1)
 
 
 class ExcitedAttentionPool(nn.Module):
@@ -45,30 +47,36 @@ class ExcitedAttentionPool(nn.Module):
     With Y = ReLU(norm(feat)), K the depthwise kernel (C, 9), w the projection (C) and S the softmax of the
     logits l, sums may change places:
 
-        l_p = sum_c w_c sum_k K_ck Y_c,p+k = sum_k sum_c (w_c K_ck) Y_c,p+k    a convolution to one channel
-        z_c = sum_p S_p sum_k K_ck Y_c,p+k = sum_k K_ck sum_q S_q-k Y_c,q      a product with nine shifts of S
+        l_p = sum_c w_c sum_k K_ck Y_c,p+k = sum_k (sum_c w_c K_ck Y_c,p+k)    a product, its rows shifted
+        z_c = sum_p S_p sum_k K_ck Y_c,p+k = sum_k K_ck (sum_q S_q-k Y_c,q)    a product with shifts of S
 
     so neither the depthwise convolution nor its (N, C, H, W) output is needed. (N, C, H, W) -> (N, C).
     """
 
     def __init__(self, channels: int, *, dilation: int, norm: Norm) -> None:
         super().__init__()
-        self.dilation = dilation
+        self.window = dict(padding=dilation, dilation=dilation)
         self.norm = norm(channels)
-        window = dict(padding=dilation, dilation=dilation)
         # These hold K and w and are not called.
-        self.depthwise = nn.Conv2d(channels, channels, 3, groups=channels, bias=False, **window)
+        self.depthwise = nn.Conv2d(channels, channels, 3, groups=channels, bias=False, **self.window)
         self.project = nn.Conv2d(channels, 1, 1)
 
     def forward(self, feat: Tensor) -> Tensor:
-        feat = F.relu(self.norm(feat))
-        kernel = self.depthwise.weight  # (C, 1, 3, 3)
-        window = dict(padding=self.dilation, dilation=self.dilation)
-        logits = F.conv2d(feat, kernel.transpose(0, 1) * self.project.weight, self.project.bias, **window)
-        attention = position_softmax(logits).view_as(logits)  # (N, 1, H, W)
-        shifts = F.unfold(attention, 3, **window).flip(1)  # (N, 9, HW): S at q - k
-        sums = position_sums(feat, shifts)  # (N, C, 9)
-        return (sums * kernel.flatten(1)).sum(-1).to(feat.dtype)
+        feat = F.relu(self.norm(feat), inplace=True)
+        kernel = kernel_of(self)
+        rows = (kernel * self.project.weight.flatten()) @ feat.flatten(2)  # (N, 9, HW)
+        logits = F.fold(rows, feat.shape[2:], 3, **self.window) + self.project.bias  # (N, 1, H, W)
+        attention = position_softmax(logits).view_as(logits)
+        shifts = F.unfold(attention, 3, **self.window)  # (N, 9, HW)
+        return (position_sums(feat, shifts) * kernel).sum(1)
+
+
+def kernel_of(pool: ExcitedAttentionPool) -> Tensor:
+    """K from its last position to its first, (9, C), for `fold` and `unfold` know k as -k.
+
+    They add what is at p to p + k, and take for q what is at q + k.
+    """
+    return pool.depthwise.weight.flatten(1).t().flip(0)
 
 
 class UpdateGate(nn.Module):

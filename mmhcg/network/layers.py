@@ -1,45 +1,100 @@
-"""The two orders in which HCGNet puts convolution, norm and ReLU."""
+"""Convolution, norm and ReLU of the stem, and what saves memory and passes over maps everywhere."""
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 Norm = Callable[[int], nn.Module]  # number of channels -> norm layer
+is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)  # PyTorch before 2.3 has none
 
 
 class ConvNormAct(nn.Module):
-    """Conv, norm, ReLU: the stem's order. (N, Cin, H, W) -> (N, Cout, ceil(H / stride), ceil(W / stride))."""
+    """Conv, norm, ReLU: the stem's order. (N, Cin, H, W) -> (N, Cout, ceil(H / stride), ceil(W / stride)).
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, norm: Norm) -> None:
+    Without `act` ReLU is left to what follows.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int = 1, act: bool = True, norm: Norm
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.norm = norm(out_channels)
+        self.act = act
 
     def forward(self, feat: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(feat)))
+        feat = conv_norm(feat, self.conv, self.norm)
+        return F.relu(feat, inplace=True) if self.act else feat
 
 
-class NormActConv(nn.Module):
-    """Norm, ReLU, convolution: the order elsewhere. Shapes as in `ConvNormAct`."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        *,
-        stride: int = 1,
-        groups: int = 1,
-        norm: Norm,
-    ) -> None:
-        super().__init__()
-        self.norm = norm(in_channels)
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False
-        )
+class MaxPoolAct(nn.MaxPool2d):
+    """Max-pool of ReLU. The two commute, and after the pool there is a quarter of the map."""
 
     def forward(self, feat: Tensor) -> Tensor:
-        return self.conv(F.relu(self.norm(feat)))
+        return F.relu(super().forward(feat), inplace=True)
+
+
+def running_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Scale and shift (C,) of a BatchNorm on its running statistics: norm(x) = scale x + shift.
+
+    None where a norm depends on the map in another way.
+    """
+    if norm.training or not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.weight is None:
+        return None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - scale * norm.running_mean
+
+
+def conv_norm(feat: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
+    """`norm(conv(feat))` in one pass where the norm is affine: a (W x) + b = (a W) x + b."""
+    affine = running_affine(norm)
+    if affine is None:
+        return norm(conv(feat))
+    scale, shift = affine
+    weight = conv.weight * scale[:, None, None, None]
+    if conv.kernel_size == (1, 1):
+        return pointwise(feat, weight, shift)
+    return F.conv2d(feat, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def pointwise(feat: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """1x1 convolution with stride 1: (N, Cin, H, W) and (Cout, Cin, 1, 1) -> (N, Cout, H, W).
+
+    On CPUs it is a matrix product, which is faster, as the convolution there reorders its maps. Those with
+    channels last need no reordering, and compilers see to it themselves.
+    """
+    if feat.device.type != 'cpu' or not feat.is_contiguous() or is_compiling():
+        return F.conv2d(feat, weight, bias)
+    weights = weight.flatten(1).expand(len(feat), -1, -1)
+    return torch.baddbmm(bias[:, None], weights, feat.flatten(2)).unflatten(2, feat.shape[2:])
+
+
+def recompute(module: nn.Module, function: Callable[..., Any], *maps: Tensor) -> Any:
+    """`function(*maps)`, a part of `module`, which keeps nothing but the maps for the backward pass.
+
+    There it runs once more, up to the last tensor that is needed: a last convolution does not.
+    """
+    if not (torch.is_grad_enabled() and any(t.requires_grad for t in (*maps, *module.parameters()))):
+        return function(*maps)
+    return checkpoint(
+        function, *maps, use_reentrant=False, context_fn=lambda: (nullcontext(), _kept_statistics(module))
+    )
+
+
+@contextmanager
+def _kept_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep running statistics as they are: running a function once more must not count a batch twice."""
+    kept = [(buffer, buffer.clone()) for m in module.modules() if m.training for buffer in m.buffers(False)]
+    try:
+        yield
+    finally:
+        for buffer, value in kept:
+            buffer.data.copy_(value)  # .data, because the backward pass has saved the buffer

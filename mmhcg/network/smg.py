@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, Callable
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmhcg.network.gates import ForgetGate, UpdateGate
-from mmhcg.network.layers import Norm, NormActConv
+from mmhcg.network.layers import Norm, conv_norm, recompute
 
 
 class SMG(nn.Module):
@@ -14,6 +17,9 @@ class SMG(nn.Module):
 
     The squeeze cell makes X'; the forget gate says how much of it stays (f), the update gate what is added
     (v): O = f X' + v. Paper, section 3.
+
+    The input comes as the maps that are concatenated to it, so that all modules of a block keep the same ones
+    for the backward pass, and none a concatenation of its own.
 
     Args:
         in_channels: Cin.
@@ -23,6 +29,7 @@ class SMG(nn.Module):
         reduction: r, how much narrower the gates' hidden layers are.
         stride: Stride of the 3x3 convolution.
         activated: The input has been through norm and ReLU already.
+        with_cp: Keep nothing but the input for the backward pass, instead of three maps.
         norm: Makes the norms on maps (N, C, H, W).
         gate_norm: Makes the norms inside the gates, on (N, C).
     """
@@ -37,43 +44,54 @@ class SMG(nn.Module):
         reduction: int,
         stride: int = 1,
         activated: bool = False,
+        with_cp: bool = False,
         norm: Norm,
         gate_norm: Norm,
     ) -> None:
         super().__init__()
-        if activated:
-            self.conv1 = nn.Conv2d(in_channels, mid_channels, 1, bias=False)
-        else:
-            self.conv1 = NormActConv(in_channels, mid_channels, 1, norm=norm)
-        self.conv2 = NormActConv(mid_channels, out_channels, 3, stride=stride, groups=groups, norm=norm)
+        self.with_cp = with_cp
+        self.norm1 = None if activated else norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, mid_channels, 1, bias=False)
+        self.norm2 = norm(mid_channels)
+        self.conv2 = nn.Conv2d(mid_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
         self.update = UpdateGate(out_channels, reduction=reduction, norm=norm, gate_norm=gate_norm)
         self.forget = ForgetGate(out_channels, reduction=reduction, gate_norm=gate_norm)
 
-    def forward(self, feat: Tensor) -> Tensor:
-        feat = self.conv2(self.conv1(feat))  # X'
-        update = self.update(feat)[..., None, None]  # (N, C, 1, 1)
-        forget = self.forget(feat)[..., None, None]
+    def forward(self, *maps: Tensor) -> Tensor:
+        return recompute(self, self._forward, *maps) if self.with_cp else self._forward(*maps)
+
+    def _forward(self, *maps: Tensor) -> Tensor:
+        hidden = F.relu(self._part(self._squeeze, *maps), inplace=True)  # (N, mid, H, W)
+        feat = self.conv2(hidden)  # X'
+        update, forget = self._part(self._gates, feat)
         return torch.addcmul(update, forget, feat)
 
+    def _part(self, function: Callable, *maps: Tensor) -> Any:
+        return function(*maps) if self.with_cp else recompute(self, function, *maps)
 
-def dense_module(in_channels: int, growth_rate: int, *, norm: Norm, gate_norm: Norm) -> SMG:
-    """The SMG of a hybrid block, which adds `growth_rate` channels to its input."""
-    return SMG(
-        in_channels, 4 * growth_rate, growth_rate, groups=4, reduction=2, norm=norm, gate_norm=gate_norm
-    )
+    def _squeeze(self, *maps: Tensor) -> Tensor:
+        feat = torch.cat(maps, 1) if len(maps) > 1 else maps[0]
+        if self.norm1 is not None:
+            feat = F.relu(self.norm1(feat), inplace=True)
+        return conv_norm(feat, self.conv1, self.norm2)
+
+    def _gates(self, feat: Tensor) -> tuple[Tensor, Tensor]:
+        """v and f, (N, C, 1, 1), in the precision of the gates' parameters also under autocast."""
+        with torch.autocast(feat.device.type, enabled=False):
+            precise = feat.to(self.conv2.weight.dtype)
+            update, forget = self.update(precise), self.forget(precise)
+        return update.to(feat.dtype)[..., None, None], forget.to(feat.dtype)[..., None, None]
 
 
-def transition(in_channels: int, *, norm: Norm, gate_norm: Norm) -> SMG:
+def dense_module(in_channels: int, growth_rate: int, **options: Any) -> SMG:
+    """The SMG of a hybrid block, which adds `growth_rate` channels to its input. Options are those of SMG."""
+    return SMG(in_channels, 4 * growth_rate, growth_rate, groups=4, reduction=2, **options)
+
+
+def transition(in_channels: int, **options: Any) -> SMG:
     """The SMG between two blocks: halves channels and resolution of the activated map before it."""
     out_channels = in_channels // 2
+    mid_channels = in_channels - (in_channels - out_channels) // 2
     return SMG(
-        in_channels,
-        in_channels - (in_channels - out_channels) // 2,
-        out_channels,
-        groups=1,
-        reduction=4,
-        stride=2,
-        activated=True,
-        norm=norm,
-        gate_norm=gate_norm,
+        in_channels, mid_channels, out_channels, groups=1, reduction=4, stride=2, activated=True, **options
     )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from mmhcg.network.layers import ConvNormAct, Norm
+from mmhcg.network.layers import ConvNormAct, MaxPoolAct, Norm, recompute
 from mmhcg.network.smg import dense_module, transition
 from mmhcg.network.variants import Variant, get_variant
 
@@ -20,53 +19,28 @@ class Stage(nn.Module):
 
     The activated map is both the stage's output and what the next transition reads.
     (N, Cin, H, W) -> (N, C, ceil(H / stride), ceil(W / stride)), stride 1 in the first stage and 2 after it.
+    Options are those of `SMG`.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        blocks: int,
-        growth_rate: int,
-        *,
-        first: bool,
-        norm: Norm,
-        gate_norm: Norm,
-        with_cp: bool = False,
+        self, in_channels: int, blocks: int, growth_rate: int, *, first: bool, norm: Norm, **options: Any
     ) -> None:
         super().__init__()
-        self.with_cp = with_cp
-        self.transition = None if first else transition(in_channels, norm=norm, gate_norm=gate_norm)
+        self.transition = None if first else transition(in_channels, norm=norm, **options)
         channels = in_channels if first else in_channels // 2
         self.block = nn.ModuleList(
-            dense_module(channels + i * growth_rate, growth_rate, norm=norm, gate_norm=gate_norm)
-            for i in range(blocks)
+            dense_module(channels + i * growth_rate, growth_rate, norm=norm, **options) for i in range(blocks)
         )
         self.norm = norm(channels + blocks * growth_rate)
 
     def forward(self, feat: Tensor) -> Tensor:
-        if self.transition is not None:
-            feat = self._run(self.transition, feat)
+        maps = [feat if self.transition is None else self.transition(feat)]
         for module in self.block:
-            feat = torch.cat((feat, self._run(module, feat)), 1)
-        return F.relu(self.norm(feat))
+            maps.append(module(*maps))
+        return recompute(self.norm, self._emit, *maps)
 
-    def _run(self, module: nn.Module, feat: Tensor) -> Tensor:
-        if not (self.with_cp and torch.is_grad_enabled()):
-            return module(feat)
-        return checkpoint(
-            module, feat, use_reentrant=False, context_fn=lambda: (nullcontext(), _kept_statistics(module))
-        )
-
-
-@contextmanager
-def _kept_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep running statistics as they are: the recomputation of a checkpoint must not count a batch twice."""
-    kept = [(buffer, buffer.clone()) for m in module.modules() if m.training for buffer in m.buffers(False)]
-    try:
-        yield
-    finally:
-        for buffer, value in kept:
-            buffer.data.copy_(value)  # .data, because the backward pass has saved the buffer
+    def _emit(self, *maps: Tensor) -> Tensor:
+        return F.relu(self.norm(torch.cat(maps, 1)), inplace=True)
 
 
 def build_stem(variant: Variant, in_channels: int, norm: Norm) -> nn.Module:
@@ -76,8 +50,8 @@ def build_stem(variant: Variant, in_channels: int, norm: Norm) -> nn.Module:
     return nn.Sequential(
         ConvNormAct(in_channels, 32, stride=2, norm=norm),
         ConvNormAct(32, 32, norm=norm),
-        ConvNormAct(32, variant.stem_channels, norm=norm),
-        nn.MaxPool2d(3, stride=2, padding=1),
+        ConvNormAct(32, variant.stem_channels, act=False, norm=norm),
+        MaxPoolAct(3, stride=2, padding=1),
     )
 
 

@@ -21,10 +21,10 @@ COUNTER = '.num_batches_tracked'  # of a norm; older files lack these
 
 # Layers of an SMG: detection layout, ours.
 _SMG = (
-    ('conv1_1x1.bn1', 'conv1.norm'),
-    ('conv1_1x1.conv', 'conv1.conv'),
-    ('conv2_3x3.bn1', 'conv2.norm'),
-    ('conv2_3x3.conv', 'conv2.conv'),
+    ('conv1_1x1.bn1', 'norm1'),
+    ('conv1_1x1.conv', 'conv1'),
+    ('conv2_3x3.bn1', 'norm2'),
+    ('conv2_3x3.conv', 'conv2'),
     ('conv_3x3.bn1', 'update.pool3.norm'),
     ('conv_3x3.conv', 'update.pool3.depthwise'),
     ('conv_5x5.bn1', 'update.pool5.norm'),

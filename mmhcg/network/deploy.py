@@ -1,0 +1,250 @@
+"""HCGNet for inference alone: fewer passes over the maps for the same numbers, to rounding.
+
+Two identities carry it. A norm on running statistics is affine, and so are a convolution and a linear layer:
+
+    a (W x) + b = (a W) x + b
+
+And before a 1x1 convolution neither norm nor ReLU needs a pass of its own: with t = -b / a
+
+    ReLU(a x + b) = a (max(x, t) - t) for a > 0,    a (min(x, t) - t) for a < 0
+
+so that a and t go into weights and bias, and what remains is one comparison of the map with t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
+from torch.nn import functional as F
+
+from mmhcg.network.gates import ForgetGate, UpdateGate, kernel_of, position_softmax, position_sums
+from mmhcg.network.layers import ConvNormAct, is_compiling, pointwise, running_affine
+from mmhcg.network.smg import SMG
+from mmhcg.network.trunk import Stage
+
+LARGEST = 1e6  # |t| from which on ReLU(a x + b) is as good as constant
+WINDOWS = tuple(dict(kernel_size=3, padding=dilation, dilation=dilation) for dilation in (1, 2))
+
+
+def deploy(model: nn.Module) -> nn.Module:
+    """A copy of a trunk, a backbone or a whole detector whose HCGNet is made for inference alone.
+
+    It is made for the precision that the model has: convert the model first, not the copy.
+
+    Raises:
+        ValueError: There is no HCGNet in it, or its norms are no BatchNorms with running statistics.
+    """
+    model = deepcopy(model).eval().requires_grad_(False)
+    kinds = {Stage: DeployedStage, ConvNormAct: _deployed_conv}
+    found = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) in kinds
+    ]
+    if not found:
+        raise ValueError(f'{type(model).__name__} has no HCGNet in it')
+    for parent, name, child in found:
+        setattr(parent, name, kinds[type(child)](child))
+    return model
+
+
+class DeployedStage(nn.Module):
+    """A `Stage` whose modules write their outputs where the concatenation will have them."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.transition = None if stage.transition is None else DeployedSMG(stage.transition)
+        self.block = nn.ModuleList(map(DeployedSMG, stage.block))
+        self.norm = stage.norm
+
+    def forward(self, feat: Tensor) -> Tensor:
+        first = (feat,) if self.transition is None else self.transition(feat)
+        batch, channels, *size = first[-1].shape
+        maps = torch.empty(
+            (batch, len(self.norm.weight), *size),
+            dtype=feat.dtype,
+            device=feat.device,
+            memory_format=suggest_memory_format(first[-1]),
+        )
+        if self.transition is None:
+            maps[:, :channels].copy_(feat)
+        else:
+            _fuse(*first, out=maps[:, :channels])
+        for module in self.block:
+            update, forget, feat = module(maps[:, :channels])
+            end = channels + feat.shape[1]
+            _fuse(update, forget, feat, out=maps[:, channels:end])
+            channels = end
+        return F.relu(self.norm(maps), inplace=True)
+
+
+def _fuse(update: Tensor, forget: Tensor, feat: Tensor, out: Tensor) -> None:
+    """Write f X' + v to `out`."""
+    if is_compiling():  # which refuses to write to a slice, but leaves out the copy
+        out.copy_(torch.addcmul(update, forget, feat))
+    else:
+        torch.addcmul(update, forget, feat, out=out)
+
+
+class DeployedSMG(nn.Module):
+    """An `SMG` up to its fusion: (N, Cin, H, W) -> v and f, both (N, C, 1, 1), and X' (N, C, H', W').
+
+    O = f X' + v is left to the stage, which knows where it goes.
+    """
+
+    def __init__(self, smg: SMG) -> None:
+        super().__init__()
+        scale, bias = _affine(smg.norm2)
+        weight = smg.conv1.weight.double() * scale[:, None, None, None]
+        self.compare = None
+        if smg.norm1 is not None:
+            bounds = _Bounds.of(smg.norm1)
+            self.compare = Compare(bounds, (-1, 1, 1), like=smg.conv1.weight)
+            weight = _rounded(weight * bounds.gain[:, None, None], like=smg.conv1.weight)
+            bias = bias - weight.flatten(1) @ bounds.threshold
+        self.conv1 = _with_values(nn.Conv2d(*weight.shape[1::-1], 1), weight, bias, like=smg.conv1.weight)
+        self.conv2 = smg.conv2
+        self.gates = DeployedGates(smg.update, smg.forget)
+
+    def forward(self, feat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.compare is not None:
+            feat = self.compare(feat)
+        feat = pointwise(feat, self.conv1.weight, self.conv1.bias)
+        feat = self.conv2(F.relu(feat, inplace=True))  # X'
+        update, forget = self.gates(feat)
+        return update[..., None, None], forget[..., None, None], feat
+
+
+class DeployedGates(nn.Module):
+    """Update and forget gate at once: (N, C, H, W) -> v and f, both (N, C). As in `mmhcg.network.gates`.
+
+    The two excited maps are Y_c = gain_c (y_c - t_c) with y the map within its bounds, so
+
+        sum_k K_ck (sum_q S_q-k Y_c,q) = sum_k gain_c K_ck (sum_q S_q-k y_c,q - t_c sum_q S_q-k)
+    """
+
+    def __init__(self, update: UpdateGate, forget: ForgetGate) -> None:
+        super().__init__()
+        pools, like = (update.pool3, update.pool5), forget.squeeze.weight
+        bounds = _Bounds(*map(torch.stack, zip(*(_Bounds.of(pool.norm) for pool in pools))))  # (2, C) each
+        kernel = torch.stack([kernel_of(pool) for pool in pools]).double() * bounds.gain[:, None]  # (2, 9, C)
+        project = torch.stack([pool.project.weight.flatten() for pool in pools]).double()
+        rows = _rounded(kernel * project[:, None], like)
+        self.compare = Compare(bounds, (2, -1, 1, 1), like)
+        self.register_buffer('rows', rows.to(like))
+        self.register_buffer('rows_shift', -(rows @ bounds.threshold[..., None]).to(like))  # (2, 9, 1)
+        # Its bias is the same for all positions, so that a softmax over them does not see it.
+        self.register_buffer('project', forget.pool.project.weight.flatten(1))
+        self.register_buffer('kernel', kernel.to(like))
+        self.register_buffer('threshold', bounds.threshold[:, None].to(like))  # (2, 1, C)
+
+        # Their hidden layers side by side. A softmax over two is a sigmoid of their difference.
+        hidden = [_linear_norm(gate.squeeze, gate.norm) for gate in (update, forget)]
+        expand3, expand5, expand = (
+            (layer.weight.double(), layer.bias.double())
+            for layer in (update.expand3, update.expand5, forget.expand)
+        )
+        self.squeeze = _side_by_side(*hidden, like=like)
+        self.expand = _side_by_side([a - b for a, b in zip(expand3, expand5)], expand, like=like)
+
+    def forward(self, feat: Tensor) -> tuple[Tensor, Tensor]:
+        batch, channels, *size = feat.shape
+        excited = self.compare(feat[:, None])  # (N, 2, C, H, W)
+        excited = excited.flatten(3).flatten(0, 1)  # (2N, C, HW)
+        weights, shift = (x.expand(batch, -1, -1, -1).flatten(0, 1) for x in (self.rows, self.rows_shift))
+        rows = torch.baddbmm(shift, weights, excited).view(batch, 2, 9, -1).unbind(1)  # two (N, 9, HW)
+        logits = [F.fold(row, size, **window) for row, window in zip(rows, WINDOWS)]
+        logits.append((self.project @ feat.flatten(2)).view_as(logits[0]))
+        attention = position_softmax(torch.cat(logits, 1))  # (N, 3, HW)
+        maps = attention.view(batch, 3, *size).split(1, 1)
+        shifts = torch.cat([F.unfold(map_, **window) for map_, window in zip(maps, WINDOWS)], 1)
+        shifts = shifts.view(2 * batch, 9, -1)
+        sums = position_sums(excited, shifts).view(batch, 2, 9, channels)
+        inside = shifts.sum(-1).view(batch, 2, 9, 1).to(feat.dtype)
+        sums = torch.addcmul(sums, self.threshold, inside, value=-1)
+        context3, context5 = (sums * self.kernel).sum(2).unbind(1)
+        context = position_sums(feat, attention[:, 2:]).squeeze(1)
+        hidden = torch.tanh(self.squeeze(torch.cat((context3, context5, context), 1)))
+        share3, forget = torch.sigmoid(self.expand(hidden)).chunk(2, 1)
+        return torch.lerp(context5, context3, share3), forget
+
+
+class Compare(nn.Module):
+    """min(max(x, lower), upper), without an upper bound that bounds nothing."""
+
+    def __init__(self, bounds: _Bounds, shape: tuple[int, ...], like: Tensor) -> None:
+        super().__init__()
+        self.register_buffer('lower', bounds.lower.view(shape).to(like))
+        is_bounded = bounds.upper.isfinite().any()
+        self.register_buffer('upper', bounds.upper.view(shape).to(like) if is_bounded else None)
+
+    def forward(self, feat: Tensor) -> Tensor:
+        feat = torch.maximum(feat, self.lower)
+        return feat if self.upper is None else torch.minimum(feat, self.upper)
+
+
+class _Bounds(NamedTuple):
+    """ReLU(norm(x)) = gain (y - threshold) with y = min(max(x, lower), upper); each (C,), in float64."""
+
+    lower: Tensor
+    upper: Tensor
+    gain: Tensor
+    threshold: Tensor
+
+    @classmethod
+    def of(cls, norm: nn.Module) -> _Bounds:
+        scale, shift = _affine(norm)
+        constant = shift.abs() >= LARGEST * scale.abs()
+        threshold = _rounded(torch.where(constant, 0, -shift / scale), like=norm.weight)
+        value, infinity = shift.clamp(min=0), torch.full_like(shift, torch.inf)
+        return cls(
+            lower=torch.where(constant, value, torch.where(scale > 0, threshold, -infinity)),
+            upper=torch.where(constant, value, torch.where(scale < 0, threshold, infinity)),
+            gain=torch.where(constant, 1, scale),
+            threshold=threshold,
+        )
+
+
+def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """`running_affine` in float64; a ValueError where there is none."""
+    affine = running_affine(deepcopy(norm).double())
+    if affine is None:
+        raise ValueError(f'only a BatchNorm with running statistics can be deployed, not {norm}')
+    return affine
+
+
+def _rounded(value: Tensor, like: Tensor) -> Tensor:
+    """What is left of it in the precision of `like`: what is made of it must cancel there."""
+    return value.to(like.dtype).double()
+
+
+def _with_values(layer: nn.Module, weight: Tensor, bias: Tensor, like: Tensor) -> nn.Module:
+    layer.to(like).requires_grad_(False)
+    layer.weight.copy_(weight.reshape(layer.weight.shape))
+    layer.bias.copy_(bias.flatten())
+    return layer
+
+
+def _linear_norm(linear: nn.Linear, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    scale, shift = _affine(norm)
+    return linear.weight.double() * scale[:, None], linear.bias.double() * scale + shift
+
+
+def _side_by_side(first: Sequence[Tensor], second: Sequence[Tensor], like: Tensor) -> nn.Linear:
+    """One linear layer for two (weight, bias) that share neither input nor output."""
+    weight = torch.block_diag(first[0], second[0])
+    return _with_values(nn.Linear(*weight.shape[::-1]), weight, torch.cat((first[1], second[1])), like)
+
+
+def _deployed_conv(part: ConvNormAct) -> nn.Module:
+    scale, shift = _affine(part.norm)
+    conv, like = part.conv, part.conv.weight
+    folded = nn.Conv2d(conv.in_channels, conv.out_channels, 3, conv.stride, padding=1)
+    folded = _with_values(folded, like.double() * scale[:, None, None, None], shift, like)
+    return nn.Sequential(folded, nn.ReLU(inplace=True)) if part.act else folded
