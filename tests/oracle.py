@@ -37,15 +37,12 @@ class Oracle:
         return F.conv2d(x, self.state[f'{name}.weight'], self.state.get(f'{name}.bias'), **kwargs)
 
     def norm(self, name, x):
-        s = self.state
-        axes = [d for d in range(x.dim()) if d != 1]
+        weight, bias, mean, var = (
+            self.state[f'{name}.{entry}'] for entry in ('weight', 'bias', 'running_mean', 'running_var')
+        )
         if self.training:
-            mean, var = x.mean(axes), x.var(axes, unbiased=False)
-        else:
-            mean, var = s[f'{name}.running_mean'], s[f'{name}.running_var']
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        x = (x - mean.view(shape)) / torch.sqrt(var.view(shape) + 1e-5)
-        return x * s[f'{name}.weight'].view(shape) + s[f'{name}.bias'].view(shape)
+            mean = var = None
+        return F.batch_norm(x, mean, var, weight, bias, self.training)
 
     def pooled(self, name, x):
         n, c, h, w = x.shape

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from mmhcg.network.gates import ForgetGate, UpdateGate, kernel_of, position_softmax, position_sums
 from mmhcg.network.layers import ConvNormAct, is_compiling, pointwise, running_affine
-from mmhcg.network.smg import SMG
+from mmhcg.network.smg import SMG, run_gates
 from mmhcg.network.trunk import Stage
 
 LARGEST = 1e6  # |t| from which on ReLU(a x + b) is as good as constant
@@ -117,8 +117,7 @@ class DeployedSMG(nn.Module):
             feat = self.compare(feat)
         feat = pointwise(feat, self.conv1.weight, self.conv1.bias)
         feat = self.conv2(F.relu(feat, inplace=True))  # X'
-        update, forget = self.gates(feat)
-        return update[..., None, None], forget[..., None, None], feat
+        return *run_gates(self.gates, feat, self.conv2.weight.dtype), feat
 
 
 class DeployedGates(nn.Module):

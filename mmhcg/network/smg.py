@@ -76,11 +76,14 @@ class SMG(nn.Module):
         return conv_norm(feat, self.conv1, self.norm2)
 
     def _gates(self, feat: Tensor) -> tuple[Tensor, Tensor]:
-        """v and f, (N, C, 1, 1), in the precision of the gates' parameters also under autocast."""
-        with torch.autocast(feat.device.type, enabled=False):
-            precise = feat.to(self.conv2.weight.dtype)
-            update, forget = self.update(precise), self.forget(precise)
-        return update.to(feat.dtype)[..., None, None], forget.to(feat.dtype)[..., None, None]
+        return run_gates(lambda feat: (self.update(feat), self.forget(feat)), feat, self.conv2.weight.dtype)
+
+
+def run_gates(gates: Callable, feat: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """v and f of `gates(feat)` as (N, C, 1, 1), in the precision of the parameters, also under autocast."""
+    with torch.autocast(feat.device.type, enabled=False):
+        update, forget = gates(feat.to(dtype))
+    return update.to(feat.dtype)[..., None, None], forget.to(feat.dtype)[..., None, None]
 
 
 def dense_module(in_channels: int, growth_rate: int, **options: Any) -> SMG:

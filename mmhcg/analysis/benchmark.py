@@ -1,0 +1,256 @@
+"""Backbones against each other in one process: time, memory, operators and bytes.
+
+Candidates take turns, so that whatever else the machine does meets all of them alike; the best of many runs
+is what a candidate can do, the median what it did.
+"""
+
+from __future__ import annotations
+
+import csv
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmhcg.analysis.operators import OperatorCounter, saved_bytes
+
+DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a candidate needed for one step.
+
+    Attributes:
+        candidate: Its name.
+        phase: 'infer' or 'train' (forward and backward pass).
+        mode: 'eager', 'compile' or 'deploy'.
+        dtype: 'fp32', or 'fp16' or 'bf16', by autocast.
+        shape: 'N x 3 x H x W' of the images.
+        best_ms, median_ms: Milliseconds of a step.
+        images_per_s: By the best.
+        peak_mb: Most memory on the GPU in MB (10^6 bytes); empty on CPUs.
+        saved_mb: MB kept for the backward pass, parameters left out; empty for inference.
+        operators: Operators that run, those of the backward pass included; empty where they are compiled.
+        moved_mb: MB that these take in and put out.
+        to_plain, to_r50: `best_ms` divided by that of the plain formulation and of ResNet-50, if measured.
+        machine, software, date: Of the measurement.
+    """
+
+    candidate: str
+    phase: str
+    mode: str
+    dtype: str
+    shape: str
+    best_ms: float
+    median_ms: float
+    images_per_s: float
+    peak_mb: float | str
+    saved_mb: float | str
+    operators: int | str
+    moved_mb: float | str
+    to_plain: float | str
+    to_r50: float | str
+    machine: str
+    software: str
+    date: str
+
+
+class Stages(nn.Module):
+    """A torchvision ResNet up to its four stages: images (N, 3, H, W) to one map a stage."""
+
+    def __init__(self, resnet: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
+        self.stages = nn.ModuleList([resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4])
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        feat, out = self.stem(image), []
+        for stage in self.stages:
+            feat = stage(feat)
+            out.append(feat)
+        return out
+
+
+def as_in_coco(network: nn.Module, phase: str) -> nn.Module:
+    """A network with `stem` and `stages` in the COCO recipe: stem and stage 1 frozen, norms in eval mode."""
+    network.train(phase == 'train')
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    for part in (network.stem, network.stages[0]):
+        part.eval().requires_grad_(False)
+    return network
+
+
+def compare(
+    candidates: Mapping[str, Callable[[Tensor], Sequence[Tensor]]],
+    image: Tensor,
+    *,
+    phase: str = 'infer',
+    mode: str = 'eager',
+    dtype: str = 'fp32',
+    repeats: int = 10,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Result]:
+    """Measure every candidate on one image batch (N, 3, H, W); 'plain' and 'r50' are what others are held to.
+
+    Args:
+        candidates: Networks by name, ready to run: on the image's device, compiled where `mode` says so.
+        image: The batch.
+        phase: 'infer', or 'train' for a forward and a backward pass.
+        mode: For the table; what is counted operator by operator is not counted in 'compile'.
+        dtype: Precision, by autocast.
+        repeats: Timed runs of each candidate.
+        progress: Is told what is going on.
+    """
+    steps = {name: _step(network, image, phase, dtype) for name, network in candidates.items()}
+    counts, times = {}, {name: [] for name in steps}
+    for name, step in steps.items():
+        progress(f'{name}: first runs')
+        step()
+        counts[name] = _counts(candidates[name], step, image, phase, mode)
+    for number in range(repeats):
+        for name, step in steps.items():
+            progress(f'{name}: run {number + 1} of {repeats}')
+            times[name].append(_seconds(step, image.device))
+    best = {name: min(seconds) for name, seconds in times.items()}
+
+    def ratio(name: str, other: str) -> float | str:
+        return round(best[name] / best[other], 3) if other in best else ''
+
+    return [
+        Result(
+            name,
+            phase,
+            mode,
+            dtype,
+            ' x '.join(map(str, image.shape)),
+            round(best[name] * 1e3, 2),
+            round(median(times[name]) * 1e3, 2),
+            round(len(image) / best[name], 2),
+            **counts[name],
+            to_plain=ratio(name, 'plain'),
+            to_r50=ratio(name, 'r50'),
+            machine=machine(image.device),
+            software=f'PyTorch {torch.__version__} Python {platform.python_version()}',
+            date=date.today().isoformat(),
+        )
+        for name in steps
+    ]
+
+
+def _step(network: Callable, image: Tensor, phase: str, dtype: str) -> Callable[[], Any]:
+    half = dtype != 'fp32'
+
+    def forward() -> Sequence[Tensor]:
+        with torch.autocast(image.device.type, DTYPES[dtype]) if half else nullcontext():
+            return network(image)
+
+    def infer() -> None:
+        with torch.no_grad():
+            forward()
+
+    def train() -> None:
+        sum(feat.float().mean() for feat in forward() if feat.requires_grad).backward()
+
+    return train if phase == 'train' else infer
+
+
+def _counts(
+    network: Callable, step: Callable[[], Any], image: Tensor, phase: str, mode: str
+) -> dict[str, float | int | str]:
+    """The columns that do not vary from run to run."""
+    counts = dict.fromkeys(('peak_mb', 'saved_mb', 'operators', 'moved_mb'), '')
+    if image.device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        counts['peak_mb'] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    if mode != 'compile':
+        with OperatorCounter() as counter:
+            step()
+        counts.update(operators=counter.calls, moved_mb=round(counter.moved / 1e6, 1))
+    if phase == 'train' and mode != 'compile':
+        saved, _ = saved_bytes(lambda: network(image), network.parameters())
+        counts['saved_mb'] = round(saved / 1e6, 1)
+    return counts
+
+
+def _seconds(step: Callable[[], Any], device: torch.device) -> float:
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def machine(device: torch.device) -> str:
+    """The GPU's name, or the processor's and how many of its cores are used."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+        name = next(line.split(':')[1].strip() for line in lines if line.startswith('model name'))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f'{torch.get_num_threads()} cores of {name}'
+
+
+def write_csv(results: Sequence[Result], path: Path) -> None:
+    """Add results to a CSV file, which gets a head if it is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with path.open('a', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Result)], lineterminator='\n')
+        if is_new:
+            writer.writeheader()
+        writer.writerows(asdict(result) for result in results)
+
+
+def format_table(results: Sequence[Result]) -> str:
+    """What differs between results, a line each."""
+    columns = ('candidate', 'best_ms', 'median_ms', 'images_per_s', 'peak_mb', 'saved_mb', 'operators')
+    columns += ('moved_mb', 'to_plain', 'to_r50')
+    rows = [columns, *([str(getattr(result, column)) for column in columns] for result in results)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+    return '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
+
+
+def plot(results: Sequence[Result], path: Path) -> None:
+    """Draw time and memory of each candidate as bars; the plain formulation's and ResNets' in grey."""
+    from matplotlib import pyplot
+
+    shown = {'best_ms': 'milliseconds a step', 'saved_mb': 'MB kept for the backward pass'}
+    shown |= {'moved_mb': 'MB that operators take in and put out', 'peak_mb': 'most MB on the GPU'}
+    columns = [column for column in shown if all(getattr(result, column) != '' for result in results)]
+    figure, axes = pyplot.subplots(1, len(columns), figsize=(4.5 * len(columns), 3.2), squeeze=False)
+    for axis, column in zip(axes[0], columns):
+        bars = axis.barh(
+            [result.candidate for result in results],
+            [getattr(result, column) for result in results],
+            color=['tab:blue' if result.candidate[0] in 'bc' else 'silver' for result in results],
+        )
+        axis.bar_label(bars, padding=3)
+        axis.margins(x=0.2)
+        axis.invert_yaxis()
+        axis.set_title(shown[column], fontsize='medium')
+        axis.spines[['top', 'right']].set_visible(False)
+    first = results[0]
+    figure.suptitle(
+        f'{first.phase}, {first.mode}, {first.dtype}, {first.shape}; {first.machine}', fontsize='small'
+    )
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

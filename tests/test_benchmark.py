@@ -1,0 +1,78 @@
+"""Counts of operators and bytes by hand, and the benchmark from end to end on small images."""
+
+import csv
+
+import pytest
+import torch
+from tiny_run import load_tool
+from torch import nn
+
+from mmhcg.analysis.operators import OperatorCounter, saved_bytes
+
+
+def test_operators_and_bytes_by_hand():
+    a, b = torch.ones(3, 4), torch.ones(3, 4)  # 48 bytes each
+    with OperatorCounter() as counter:
+        a.view(12).unsqueeze(0)  # views
+        torch.empty(3, 4)  # an allocation
+    assert (counter.calls, counter.moved) == (0, 0)
+    with OperatorCounter() as counter:
+        torch.add(a, b)  # two in, one out
+        a.relu_()  # read and written
+        torch.mul(a, b, out=torch.empty(3, 4))
+    assert (counter.calls, counter.moved) == (3, (3 + 2 + 3) * 48)
+
+
+def test_saved_bytes_by_hand():
+    layer, image = nn.Linear(8, 4), torch.ones(2, 8, requires_grad=True)
+    saved, out = saved_bytes(lambda: layer(image).exp(), layer.parameters())
+    assert out.shape == (2, 4)
+    assert saved == (2 * 8 + 2 * 4) * 4  # the layer keeps its input, exp its output; the weight is left out
+    saved, _ = saved_bytes(lambda: image.sin() + image.cos(), [])
+    assert saved == 2 * 8 * 4  # twice the same storage
+
+
+@pytest.mark.parametrize('options', [['--phase', 'train'], ['--mode', 'deploy', '--dtype', 'bf16']])
+def test_benchmark_writes_what_it_prints(options, tmp_path, capsys):
+    tool, path = load_tool('benchmark'), tmp_path / 'rows.csv'
+    argv = [
+        '--shape',
+        '2',
+        '64',
+        '96',
+        '--repeats',
+        '2',
+        '--csv',
+        str(path),
+        '--plot',
+        str(tmp_path / 'plot.png'),
+    ]
+    tool.main([*argv, *options])
+    tool.main([*argv, *options])  # adds its rows
+    with path.open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    train = '--phase' in options
+    names = ['b', 'b with_cp', 'plain', 'r50'] if train else ['b', 'plain', 'r50']
+    assert [row['candidate'] for row in rows] == 2 * names
+    ours, plain, resnet = (rows[names.index(name)] for name in ('b', 'plain', 'r50'))
+    assert float(plain['to_plain']) == float(resnet['to_r50']) == 1
+    assert ours['shape'] == '2 x 3 x 64 x 96'
+    if train:
+        assert float(ours['saved_mb']) < 0.4 * float(plain['saved_mb'])
+    else:
+        assert int(ours['operators']) < int(plain['operators'])
+    assert capsys.readouterr().out.count('to_plain') == 2
+    assert (tmp_path / 'plot.png').stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        (['--mode', 'deploy', '--phase', 'train'], 'cannot be trained'),
+        (['--repeats', '0'], 'must be positive'),
+    ],
+)
+def test_benchmark_refuses_what_cannot_be_measured(argv, message, capsys):
+    with pytest.raises(SystemExit):
+        load_tool('benchmark').main(argv)
+    assert message in capsys.readouterr().err

@@ -1,0 +1,94 @@
+"""HCGNet against other backbones: python tools/benchmark.py --arch b --against r50 --phase train"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+TESTS = Path(__file__).resolve().parents[1] / 'tests'  # where the plain formulation is; wheels have none
+
+
+def networks(archs: list[str], against: list[str], mode: str, phase: str) -> Iterator[tuple[str, nn.Module]]:
+    """HCGNet first, then the plain formulation where it is at hand, then ResNets."""
+    import torchvision
+
+    from mmhcg.analysis.benchmark import Stages
+    from mmhcg.network import Trunk, deploy
+
+    for arch in archs:
+        trunk = Trunk(arch)
+        yield arch, deploy(trunk) if mode == 'deploy' else trunk
+        if phase == 'train':
+            yield f'{arch} with_cp', Trunk(arch, with_cp=True)
+    if (TESTS / 'plain.py').is_file():
+        sys.path.append(str(TESTS))
+        from plain import PlainHCGNet
+
+        yield 'plain', PlainHCGNet(archs[0])
+    for name in against:
+        yield name, Stages(getattr(torchvision.models, name.replace('r', 'resnet'))())
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description='Measure backbones in the COCO recipe, side by side.')
+    parser.add_argument('--arch', nargs='+', choices=('b', 'c'), default=['b'], help='HCGNets (default: b)')
+    parser.add_argument(
+        '--against', nargs='*', choices=('r50', 'r101'), default=['r50'], help='ResNets (default: r50)'
+    )
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    parser.add_argument('--dtype', choices=('fp32', 'fp16', 'bf16'), default='fp32', help='by autocast')
+    parser.add_argument('--mode', choices=('eager', 'compile', 'deploy'), default='eager')
+    parser.add_argument('--phase', choices=('infer', 'train'), default='infer')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=3,
+        default=[1, 800, 1216],
+        metavar=('N', 'H', 'W'),
+        help='images, height and width (default: 1 800 1216)',
+    )
+    parser.add_argument('--repeats', type=int, default=10, help='timed runs of each (default: 10)')
+    parser.add_argument('--csv', type=Path, metavar='FILE', help='add the rows to this file')
+    parser.add_argument('--plot', type=Path, metavar='FILE.png', help='draw time and memory')
+    args = parser.parse_args(argv)
+    if args.mode == 'deploy' and args.phase == 'train':
+        parser.error('--mode deploy is for inference: it cannot be trained')
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        parser.error(f'--device cuda: PyTorch {torch.__version__} sees no GPU')
+    if min(*args.shape, args.repeats) < 1:
+        parser.error('--shape and --repeats must be positive')
+
+    from mmhcg.analysis.benchmark import as_in_coco, compare, format_table, plot, write_csv
+
+    batch, height, width = args.shape
+    image = torch.randn(batch, 3, height, width, device=args.device)
+    candidates = {}
+    for name, network in networks(args.arch, args.against, args.mode, args.phase):
+        if hasattr(network, 'stages'):
+            network = as_in_coco(network, args.phase)
+        network = network.to(args.device)
+        candidates[name] = torch.compile(network) if args.mode == 'compile' else network
+    results = compare(
+        candidates,
+        image,
+        phase=args.phase,
+        mode=args.mode,
+        dtype=args.dtype,
+        repeats=args.repeats,
+        progress=lambda text: print(f'\r{text:60}', end='', file=sys.stderr, flush=True),
+    )
+    print(file=sys.stderr)
+    print(format_table(results))
+    if args.csv:
+        write_csv(results, args.csv)
+    if args.plot:
+        plot(results, args.plot)
+
+
+if __name__ == '__main__':
+    main()
