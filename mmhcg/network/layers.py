@@ -80,9 +80,14 @@ def pointwise(feat: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def recompute(module: nn.Module, function: Callable[..., Any], *maps: Tensor) -> Any:
     """`function(*maps)`, a part of `module`, which keeps nothing but the maps for the backward pass.
 
-    There it runs once more, up to the last tensor that is needed: a last convolution does not.
+    There it runs once more, up to the last tensor that is needed: a last convolution does not. Where norms
+    learn, compilers keep what they see fit, for they cannot leave running statistics out of a second run.
     """
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in (*maps, *module.parameters()))):
+        return function(*maps)
+    if not any(m.training and m._buffers for m in module.modules()):
+        return checkpoint(function, *maps, use_reentrant=False)
+    if is_compiling():
         return function(*maps)
     return checkpoint(
         function, *maps, use_reentrant=False, context_fn=lambda: (nullcontext(), _kept_statistics(module))
