@@ -103,6 +103,25 @@ def test_autocast_runs_and_rounds_like_the_plain_formulation(dtype):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trunk.parameters())
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, pytest.param(torch.float16, marks=CPU_HALF)])
+@pytest.mark.parametrize('scale', [1, 1000])
+def test_a_module_on_a_large_map_rounds_like_the_plain_formulation(dtype, scale):
+    blocks, growth_rates = (1,), (32,)
+    state = random_state((blocks, growth_rates))
+    single = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
+    trunk = trunk_of(state, dict(blocks=blocks, growth_rates=growth_rates), torch.float32).eval()
+    generator = torch.Generator().manual_seed(0)
+    feat = scale * torch.randn(1, 64, 200, 336, generator=generator, dtype=torch.float64)
+    options = ('hybridblock1.0', feat.float(), 128, 32, 4, 1)
+    with torch.no_grad():
+        exact = Oracle(state, (blocks, growth_rates)).smg('hybridblock1.0', feat, *options[2:])
+        with torch.autocast('cpu', dtype=dtype):
+            plain = Oracle(single, (blocks, growth_rates)).smg(*options)
+            ours = trunk.stages[0].block[0](feat.float())
+    assert ours.dtype == dtype
+    assert relative_error(ours.double(), exact) <= 2 * relative_error(plain.double(), exact)
+
+
 @pytest.mark.parametrize('in_channels', [1, 4])
 def test_in_channels(in_channels):
     image = torch.zeros(1, in_channels, 32, 32)
