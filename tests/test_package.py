@@ -142,6 +142,27 @@ def test_unknown_name_lists_the_configs(tmp_path):
         assert all(config.name in str(error.value) for config in CONFIGS.glob('*.py'))
 
 
+@pytest.mark.parametrize('beside', [(), ('configs/foreign.py', 'model-index.yml')], ids=['nothing', 'others'])
+def test_a_copy_of_the_package_alone_can_be_imported(tmp_path, beside):
+    """Of its configs it says that they are not there, and takes no others for them."""
+    shutil.copytree(REPO / 'mmhcg', tmp_path / 'mmhcg', ignore=shutil.ignore_patterns('__pycache__'))
+    for name in beside:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    code = """
+import mmhcg
+print(mmhcg.__file__)
+try:
+    mmhcg.get_config('foreign')
+except FileNotFoundError as error:
+    print(error)
+"""
+    file, error = run_python(sys.executable, '-c', code, cwd=tmp_path).splitlines()
+    assert file == str(tmp_path / 'mmhcg/__init__.py')
+    assert error.startswith("mmhcg::foreign.py: mmhcg's configs are neither in")
+    assert 'Install the package' in error
+
+
 def test_a_second_call_changes_nothing():
     before = Config._get_cfg_path
     stack.prepare()
