@@ -20,6 +20,7 @@ from mmhcg.data import make_shapes
 from mmhcg.network import Trunk
 from mmhcg.runs import UserError, preflight, pretrained, train
 from mmhcg.runs.coco_metric import use_twelve_numbers
+from mmhcg.runs.config import build_detector
 from mmhcg.runs.datasets import leaf_datasets, move_data
 from mmhcg.stack.checkpoints import CheckpointError
 from mmhcg.weights import save_weights
@@ -238,6 +239,16 @@ def test_load_from_must_bring_the_whole_backbone(tmp_path, tiny):
         with pytest.raises(CheckpointError, match=f'{name}: does not fit HCGNet.*{advice}'):
             train(tiny / 'tiny.py', tmp_path / 'run', tiny / 'shapes', cfg_options=options)
     assert not (tmp_path / 'run').exists()
+
+
+def test_load_from_takes_safetensors(tmp_path, tiny):
+    options = {'load_from': str(tmp_path / 'w.safetensors'), 'train_cfg.max_epochs': 0}
+    cfg = Config.fromfile(tiny / 'tiny.py')
+    state = {name: tensor + 1 for name, tensor in build_detector(cfg).state_dict().items()}
+    save_weights(state, tmp_path / 'w.safetensors')
+    runner = train(cfg, tmp_path / 'run', tiny / 'shapes', cfg_options=options)
+    loaded = runner.model.state_dict()
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], state[name]) for name in state)
 
 
 def test_weights_of_the_whole_detector_must_hold_the_backbone(tmp_path):
