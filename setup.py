@@ -31,6 +31,7 @@ setup(
     description='HCGNet (AAAI 2020) as a backbone for MMDetection 3.x',
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
+    project_urls={'Paper': 'https://arxiv.org/abs/1908.09699'},
     packages=find_packages(include=['mmhcg', 'mmhcg.*']),
     cmdclass={'build_py': BuildWithConfigs},
     python_requires='>=3.9',

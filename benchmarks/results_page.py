@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import reduce
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import mmdet
@@ -29,10 +30,13 @@ CONFIGS, RESULTS = ROOT / 'configs', ROOT / 'benchmarks' / 'results'
 COMPLEXITY = RESULTS / 'complexity.csv'
 MMDET_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 LARGE = ('mask_rcnn_hcgnet_c_fpn_1x_coco',)  # of R-101's size, so that R-101 is its baseline
+SOURCES = ('paper', 'measured here')  # that a row of results may name
+COCO = 'COCO val2017'
 SHAPE = {'mask_rcnn_hcgnet_demo_shapes': (96, 96)}  # of the image that is counted; 800x1280 for COCO
 
 
 def read(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file by the titles of its columns."""
     with path.open(newline='', encoding='utf-8') as file:
         return list(csv.DictReader(file))
 
@@ -53,11 +57,55 @@ def count(name: str) -> dict[str, Any]:
 
 
 def write_complexity() -> None:
+    """Write complexity.csv, which takes a minute or two."""
     rows = [count(name) for name in names()]
     with COMPLEXITY.open('w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, rows[0], lineterminator='\n')
         writer.writeheader()
         writer.writerows(rows)
+
+
+def sizes() -> list[dict[str, str]]:
+    """Rows of complexity.csv; exits where they are not those of the configs."""
+    rows = read(COMPLEXITY)
+    if differing := {row['config'] for row in rows} ^ set(names()):
+        sys.exit(
+            f'{COMPLEXITY.name} and the configs differ in {", ".join(sorted(differing))}: '
+            'python benchmarks/results_page.py --count'
+        )
+    return rows
+
+
+def results() -> list[dict[str, str]]:
+    """Rows of the files that tell box APs, the paper's first: all that pages say of APs but MMDetection's.
+
+    Exits with file, line and reason where a row does not say what it is of.
+    """
+    rows = []
+    for path in sorted(RESULTS.glob('*.csv')):
+        for line, row in enumerate(read(path), 2):
+            if 'box_ap' not in row:  # a file of other numbers
+                continue
+            wanted = ['source', 'config', 'data', 'box_ap']
+            wanted += ['machine'] if row.get('source') == 'measured here' else []
+            if lacking := [title for title in wanted if not row.get(title)]:
+                sys.exit(f'{path.name}, line {line}: no {", ".join(lacking)}')
+            for title, known in (('source', SOURCES), ('config', names())):
+                if row[title] not in known:
+                    what = f'{path.name}, line {line}: {title} {row[title]!r}'
+                    sys.exit(f'{what} is none of {", ".join(known)}')
+            rows.append(row)
+    return sorted(rows, key=lambda row: SOURCES.index(row['source']))
+
+
+def scores(name: str, source: str) -> dict[tuple[str, str], list[tuple[str, ...]]]:
+    """What a source says of a config: (data, machine) -> of each run box AP and, with masks, mask AP."""
+    found = defaultdict(list)
+    for row in results():
+        if (row['config'], row['source']) == (name, source):
+            aps = (row['box_ap'], row.get('mask_ap'))
+            found[row['data'], row.get('machine') or ''].append(tuple(ap for ap in aps if ap))
+    return found
 
 
 def mmdet_base(name: str) -> str:
@@ -76,6 +124,7 @@ def mmdet_ap(base: str) -> tuple[str, ...]:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ['---'] * len(head), *rows]
     return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
 
@@ -83,17 +132,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def readme_table() -> str:
     """README's: what the paper printed and what was measured."""
     titles = ('source', 'what', 'data', 'parameters', 'multiply_adds', 'box_ap', 'mask_ap', 'machine')
-    rows = read(RESULTS / 'paper_coco.csv') + read(RESULTS / 'demo.csv')
     head = [title.replace('_ap', ' AP').replace('multiply_', 'multiply-') for title in titles]
-    return table(head, [[row.get(title) or '' for title in titles] for row in rows])
+    return table(head, [[row.get(title) or '' for title in titles] for row in results()])
 
 
 def config_table() -> str:
-    paper = {row['config']: row for row in read(RESULTS / 'paper_coco.csv')}
+    """Each config with its size and what is known of its APs, by source."""
     rows = []
-    for size in read(COMPLEXITY):
+    for size in sizes():
         name = size['config']
-        published = paper.get(name)
+        published = [shown_aps(aps) for runs in scores(name, 'paper').values() for aps in runs]
         coco = name not in SHAPE
         base = mmdet_base(name).replace('r50', 'r101') if name in LARGE else mmdet_base(name)
         rows.append(
@@ -101,8 +149,8 @@ def config_table() -> str:
                 f'[`{name}`]({name}.py)',
                 f'{int(size["trainable"]) / 1e6:.2f} M of {int(size["parameters"]) / 1e6:.2f} M',
                 *(f'{int(size[field]) / 1e9:.2f} G' for field in ('exact', 'backbone_exact', 'paper')),
-                f'{published["box_ap"]} / {published["mask_ap"]}' if published else '',
-                f'{" / ".join(mmdet_ap(base))} (`{base.split("/")[1]}`)' if coco and not published else '',
+                ', '.join(published),
+                f'{shown_aps(mmdet_ap(base))} (`{base.split("/")[1]}`)' if coco and not published else '',
                 measured(name),
             ]
         )
@@ -117,14 +165,16 @@ def config_table() -> str:
     return table(head, rows)
 
 
+def shown_aps(aps: Sequence[str]) -> str:
+    """Box AP, and mask AP where there is one."""
+    return ' / '.join(aps)
+
+
 def measured(name: str) -> str:
-    """What the files of results say of a config, each with its data and machine."""
-    rows = [row for path in sorted(RESULTS.glob('*.csv')) for row in read(path) if row.get('config') == name]
-    runs = defaultdict(list)
-    for row in rows:
-        if row.get('source') == 'measured here' and row.get('box_ap'):
-            runs[f'{row["data"]}; {row["machine"]}'].append(f'{row["box_ap"]} / {row["mask_ap"]}')
-    return '; '.join(f'{", ".join(scores)} ({where})' for where, scores in runs.items()) or 'not measured'
+    """What was measured of a config, each with its data and machine."""
+    runs = scores(name, 'measured here').items()
+    texts = [f'{", ".join(map(shown_aps, aps))} ({data}; {machine})' for (data, machine), aps in runs]
+    return '; '.join(texts) or 'not measured'
 
 
 def recipe_table() -> str:
@@ -153,6 +203,7 @@ def value(config: Config, path: str) -> Any:
 
 
 def shown(value: Any) -> str:
+    """A value of a config as a cell."""
     if isinstance(value, (list, tuple)):
         return ', '.join(map(shown, value))
     if isinstance(value, float):
@@ -170,19 +221,26 @@ COLLECTIONS = (
 )
 
 
+def metafile_results(name: str) -> tuple[str, list[float]]:
+    """Source and APs of a config on COCO: measured here, means of a machine's runs, else published."""
+    for source in reversed(SOURCES):
+        for (data, machine), runs in scores(name, source).items():
+            if data == COCO:
+                where = f' ({len(runs)} x {machine})' if machine else ''
+                return source + where, [round(mean(map(float, aps)), 2) for aps in zip(*runs)]
+    if 'hcgnet' not in name:
+        return 'MMDetection', list(map(float, mmdet_ap(mmdet_base(name))))
+    return 'none: not measured', []
+
+
 def metafile() -> str:
     """In OpenMMLab's form, which MIM reads."""
-    published = {
-        row['config']: ('paper', row['box_ap'], row['mask_ap']) for row in read(RESULTS / 'paper_coco.csv')
-    }
     models = []
-    for size in read(COMPLEXITY):
+    for size in sizes():
         name = size['config']
         if name in SHAPE:  # of generated data
             continue
-        if 'hcgnet' not in name and name not in published:
-            published[name] = ('MMDetection', *mmdet_ap(mmdet_base(name)))
-        source, *scores = published.get(name, ('none: not measured',))
+        source, aps = metafile_results(name)
         model = {
             'Name': name,
             'In Collection': 'HCGNet' if 'hcgnet' in name else 'ResNet baselines',
@@ -194,11 +252,11 @@ def metafile() -> str:
                 'Source of Results': source,
             },
         }
-        if scores:
+        if aps:
             tasks = (('Object Detection', 'box AP'), ('Instance Segmentation', 'mask AP'))
             model['Results'] = [
-                {'Task': task, 'Dataset': 'COCO', 'Metrics': {metric: float(score)}}
-                for (task, metric), score in zip(tasks, scores)
+                {'Task': task, 'Dataset': 'COCO', 'Metrics': {metric: ap}}
+                for (task, metric), ap in zip(tasks, aps)
             ]
         models.append(model)
     collections = [
@@ -232,6 +290,7 @@ def pages() -> dict[Path, str]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Write the pages, or check them."""
     parser = argparse.ArgumentParser(description='Write the pages of results.')
     parser.add_argument(
         '--check', action='store_true', help='write nothing; fail where a page is out of date'

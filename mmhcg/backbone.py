@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmhcg.network import Trunk
 from mmhcg.registry import MODELS
-from mmhcg.stack.checkpoints import check_fit
+from mmhcg.weights.fit import check_fit
 
 
 @ROOT_MODELS.register_module()
@@ -87,6 +87,8 @@ class HCGNet(Trunk, BaseModule):
     def check_pretrained(self) -> None:
         """Raises CheckpointError where a pretrained file of `init_cfg` does not cover the whole network."""
         for init in [self.init_cfg] if isinstance(self.init_cfg, Mapping) else self.init_cfg or []:
+            if 'type' not in init:
+                raise ValueError(f"init_cfg={init} has no type; a file wants type='Pretrained'")
             if init['type'] in ('Pretrained', PretrainedInit):
                 content = CheckpointLoader.load_checkpoint(init['checkpoint'], map_location='cpu')
                 check_fit(init['checkpoint'], content, self, init.get('prefix'))

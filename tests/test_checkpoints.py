@@ -235,7 +235,7 @@ HANDMADE = {
     # getattr(HistoryBuffer, 'mean')(1): call what a call returned
     'result called': (MEAN + b'(K\x01tR.', 'refused|unrecognized function'),
     # HistoryBuffer.mean.__new__(HistoryBuffer.mean)
-    'result instantiated': (MEAN + b')\x81.', 'refused|Can only create'),
+    'result instantiated': (MEAN + b')\x81.', 'cannot be loaded'),
     # an instruction that torch.save never writes: Counter()
     'other instruction': (b'(ccollections\nCounter\no.', 'cannot be loaded'),
     # dotted names reach further than the list says
@@ -283,14 +283,58 @@ def test_truncated_file(tmp_path: Path, way: None, share: float, zipped: bool) -
 
 
 @pytest.mark.parametrize(
-    'content', [b'version https://git-lfs.github.com/spec/v1\n', b'<html>404</html>', b'\0' * 99]
+    ('content', 'message'),
+    [
+        (b'version https://git-lfs.github.com/spec/v1\n', "is text, no checkpoint: 'version https://git-lfs"),
+        (b'<!DOCTYPE html>\n<html>404</html>', 'is HTML, no checkpoint: .* download page'),
+        (b'\0' * 99, 'cannot be loaded'),
+    ],
 )
 @pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
-def test_other_files(tmp_path: Path, way: None, content: bytes, suffix: str) -> None:
+def test_other_files(tmp_path: Path, way: None, content: bytes, message: str, suffix: str) -> None:
     path = tmp_path / f'other.{suffix}'
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=f'{path}: cannot be loaded'):
+    with pytest.raises(CheckpointError, match=f'{path}: {message}'):
         load_checkpoint_file(path)
+
+
+def write_weights(path: Path) -> None:
+    torch.save({'weight': torch.arange(1000.0), 'bias': torch.ones(1)}, path)
+
+
+def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
+    write_weights(tmp_path / 'whole.pth')
+    content = bytearray((tmp_path / 'whole.pth').read_bytes())
+    content[content.index(torch.arange(1000.0).numpy().tobytes()) + 1000] ^= 1
+    (tmp_path / 'flipped.pth').write_bytes(content)
+    with pytest.raises(CheckpointError, match=r'flipped\.pth: \w+/data/0 is damaged. Probably its writing'):
+        load_checkpoint_file(tmp_path / 'flipped.pth')
+
+
+@pytest.mark.skipif(not hasattr(torch.serialization, 'set_crc32_options'), reason='needs PyTorch 2.6')
+def test_a_file_without_checksums_is_loaded(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        write_weights(tmp_path / 'plain.pth')
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(load_checkpoint_file(tmp_path / 'plain.pth')['weight'], torch.arange(1000.0))
+
+
+@pytest.mark.parametrize('kind', ['compressed', 'shared', 'same name'])
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+def test_archives_that_unpack_to_more_than_they_hold_are_refused(tmp_path: Path, kind: str) -> None:
+    write_weights(tmp_path / 'whole.pth')
+    method = zipfile.ZIP_DEFLATED if kind == 'compressed' else zipfile.ZIP_STORED
+    with zipfile.ZipFile(tmp_path / 'whole.pth') as old, zipfile.ZipFile(tmp_path / 'bomb.pth', 'w') as new:
+        for record in old.infolist():
+            new.writestr(record.filename, old.read(record), method)
+            if kind == 'same name' and record.filename.endswith('data.pkl'):
+                new.writestr(record.filename, b'N.')
+        if kind == 'shared':  # twice in the list, once in the file
+            new.filelist += [record for record in new.filelist if record.file_size == 4000]
+    with pytest.raises(CheckpointError, match=r'bomb\.pth: refused, for its records are compressed or share'):
+        load_checkpoint_file(tmp_path / 'bomb.pth')
 
 
 def test_torchscript_is_refused(tmp_path: Path, way: None) -> None:
@@ -301,7 +345,7 @@ def test_torchscript_is_refused(tmp_path: Path, way: None) -> None:
 
 def test_a_failed_load_leaves_pytorch_as_it_was(tmp_path: Path, way: None) -> None:
     before = torch.serialization._weights_only_unpickler
-    test_other_files(tmp_path, None, b'text', 'pth')
+    test_other_files(tmp_path, None, b'\0', 'cannot be loaded', 'pth')
     assert torch.serialization._weights_only_unpickler is before
     torch.save({'x': HistoryBuffer([1], [1])}, tmp_path / 'log.pth')
     with pytest.raises(pickle.UnpicklingError, match='HistoryBuffer'):

@@ -132,6 +132,68 @@ def test_a_toy_by_hand():
     assert len({len(line) for line in table.splitlines()}) == 1
 
 
+class Attention(nn.Module):
+    """Calls `attend` on 24 positions of 4 channels."""
+
+    def __init__(self, attend):
+        super().__init__()
+        self.attend, self.head = attend, nn.Linear(4, 5)
+
+    def forward(self, image, samples, mode):
+        return self.attend(image.new_zeros(1, 24, 4))
+
+
+def fused(x):
+    return nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+
+def multi_head(need_weights):
+    layer = nn.MultiheadAttention(4, 2, batch_first=True)
+    attention = nn.ModuleList([layer])
+    attention.forward = lambda x: layer(x, x, x, need_weights=need_weights)[0]
+    return attention
+
+
+def encoder_layer(**kwargs):
+    return nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, **kwargs)
+
+
+PRODUCTS, PROJECTIONS, LAYERS = 2 * 24 * 24 * 4, 24 * 4 * 4 * 4, 2 * 24 * 4 * 8
+
+
+@pytest.mark.parametrize(
+    ('attend', 'expected'),
+    [
+        (fused, PRODUCTS),
+        (multi_head(False), PROJECTIONS + PRODUCTS),
+        (multi_head(True), PROJECTIONS + PRODUCTS),
+        (encoder_layer(norm_first=True), PROJECTIONS + PRODUCTS + LAYERS),
+        (nn.TransformerEncoder(encoder_layer(), 2), 2 * (PROJECTIONS + PRODUCTS + LAYERS)),
+    ],
+    ids=['function', 'layer', 'layer with weights', 'encoder layer', 'encoder'],
+)
+def test_attention_is_counted_however_pytorch_runs_it(attend, expected):
+    assert total(count_complexity(Attention(attend), (8, 8)), 'exact') == expected
+
+
+class Extras(nn.Module):
+    """What of the paper's counter neither the toy nor the published detectors have."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.plain = nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2, affine=False)
+        self.larger = nn.Upsample(scale_factor=2)
+
+    def forward(self, image, samples, mode):
+        assert len(samples[0].proposals) == 1000  # where a detector does not say how many
+        return self.larger(self.plain(self.conv(image)))
+
+
+def test_norms_without_weights_and_upsampling_by_hand():
+    parts = {part.name: part for part in count_complexity(Extras(), (4, 6))}
+    assert (parts['plain'].paper, parts['larger'].paper) == (24 * 2, 4 * 24 * 2)
+
+
 def test_the_model_is_left_as_it_was():
     toy = Toy()
     toy.backbone[1].eval()

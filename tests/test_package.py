@@ -60,6 +60,8 @@ def wheel(tmp_path_factory) -> Path:
             shutil.copytree(REPO / name, source / name, ignore=ignore)
         else:
             shutil.copy(REPO / name, source / name)
+    (source / 'tests').mkdir()
+    (source / 'tests' / 'test_package.py').touch()
     options = ('--no-deps', '--no-index', '--no-build-isolation', '--wheel-dir', folder)
     run_python(sys.executable, '-m', 'pip', 'wheel', *options, source, cwd=folder)
     return next(folder.glob('*.whl'))
@@ -95,6 +97,16 @@ def test_wheel_holds_configs_and_tools_byte_for_byte(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if name.startswith('mmhcg/.mim/')]
         assert {name: archive.read(name) for name in names} == expected
+
+
+def test_source_archive_holds_what_a_wheel_is_built_from_and_no_tests(wheel):
+    """Setuptools would add tests/test_*.py, without their helpers."""
+    source = wheel.parent / 'source'
+    run_python(sys.executable, 'setup.py', '-q', 'sdist', '--formats=zip', cwd=source)
+    with zipfile.ZipFile(next(source.glob('dist/*.zip'))) as archive:
+        names = {name.partition('/')[2] for name in archive.namelist()}
+    assert {'setup.py', 'README.md', 'model-index.yml', f'configs/{MASK_B}', 'tools/train.py'} <= names
+    assert not [name for name in names if name.startswith('tests')]
 
 
 INSTALLED = """
@@ -140,6 +152,27 @@ def test_unknown_name_lists_the_configs(tmp_path):
         with pytest.raises(FileNotFoundError, match=r'mmhcg::nonsense\.py.*no such config') as error:
             load(path)
         assert all(config.name in str(error.value) for config in CONFIGS.glob('*.py'))
+
+
+@pytest.mark.parametrize('beside', [(), ('configs/foreign.py', 'model-index.yml')], ids=['nothing', 'others'])
+def test_a_copy_of_the_package_alone_can_be_imported(tmp_path, beside):
+    """Of its configs it says that they are not there, and takes no others for them."""
+    shutil.copytree(REPO / 'mmhcg', tmp_path / 'mmhcg', ignore=shutil.ignore_patterns('__pycache__'))
+    for name in beside:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    code = """
+import mmhcg
+print(mmhcg.__file__)
+try:
+    mmhcg.get_config('foreign')
+except FileNotFoundError as error:
+    print(error)
+"""
+    file, error = run_python(sys.executable, '-c', code, cwd=tmp_path).splitlines()
+    assert file == str(tmp_path / 'mmhcg/__init__.py')
+    assert error.startswith("mmhcg::foreign.py: mmhcg's configs are neither in")
+    assert 'Install the package' in error
 
 
 def test_a_second_call_changes_nothing():

@@ -1,7 +1,9 @@
 """README and the pages of results say what the files say."""
 
+import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,23 +22,87 @@ def test_pages_are_up_to_date():
     page.main(['--check'])
 
 
-def test_check_notices_a_changed_number(monkeypatch):
-    paper = [dict(row, box_ap='99.9') for row in page.read(page.RESULTS / 'paper_coco.csv')]
-    read = page.read
-    monkeypatch.setattr(page, 'read', lambda path: paper if path.name == 'paper_coco.csv' else read(path))
+def test_check_notices_a_changed_number(tmp_path, monkeypatch):
+    with_results(tmp_path, monkeypatch, COCO_ROW)
     with pytest.raises(SystemExit, match=r'README\.md is out of date'):
         page.main(['--check'])
 
 
-def test_measured_names_data_and_machine_of_each_run(monkeypatch, tmp_path):
-    (tmp_path / 'a.csv').write_text(
-        'source,config,box_ap,mask_ap,data,machine\n'
-        'measured here,x,1,2,d1,m1\nmeasured here,x,3,4,d2,m2\nmeasured here,x,5,6,d1,m1\npaper,x,9,9,d1,m1\n'
-    )
-    (tmp_path / 'speed.csv').write_text('source,config,images_per_second\nmeasured here,x,7\n')
-    monkeypatch.setattr(page, 'RESULTS', tmp_path)
-    assert page.measured('x') == '1 / 2, 5 / 6 (d1; m1); 3 / 4 (d2; m2)'
-    assert page.measured('y') == 'not measured'
+COCO_ROW = {
+    'source': 'measured here',
+    'what': 'Faster R-CNN HCGNet-B-FPN',
+    'config': 'faster_rcnn_hcgnet_b_fpn_1x_coco',
+    'data': 'COCO val2017',
+    'box_ap': '38.9',
+    'mask_ap': '',
+    'machine': '8 GPUs',
+}
+
+
+def with_results(folder, monkeypatch, *rows):
+    """The results in the repository, and a file coco.csv with these rows."""
+    shutil.copytree(page.RESULTS, folder, dirs_exist_ok=True)
+    titles = dict.fromkeys(title for row in rows for title in row)
+    with (folder / 'coco.csv').open('w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, titles)
+        writer.writeheader()
+        writer.writerows(rows)
+    monkeypatch.setattr(page, 'RESULTS', folder)
+
+
+def test_a_measured_row_reaches_every_page(tmp_path, monkeypatch):
+    masks = dict(COCO_ROW, config='mask_rcnn_hcgnet_b_fpn_1x_coco_paper', box_ap='38.4', mask_ap='35.1')
+    elsewhere = dict(masks, config='mask_rcnn_hcgnet_c_fpn_1x_coco', data='a hundred images')
+    again = dict(masks, box_ap='38.6', mask_ap='35.2')
+    with_results(tmp_path, monkeypatch, COCO_ROW, masks, again, elsewhere)
+    texts = {str(path.relative_to(REPO)): text for path, text in page.pages().items()}
+    row = '| measured here | Faster R-CNN HCGNet-B-FPN | COCO val2017 |  |  | 38.9 |  | 8 GPUs |'
+    assert row in texts['README.md']
+    assert '| 38.9 (COCO val2017; 8 GPUs) |' in texts['configs/README.md']
+    assert '| 38.4 / 35.1, 38.6 / 35.2 (COCO val2017; 8 GPUs) |' in texts['configs/README.md']
+    models = {model['Name']: model for model in yaml.safe_load(texts['configs/metafile.yml'])['Models']}
+    found = {
+        name: (model['Metadata']['Source of Results'], [r['Metrics'] for r in model.get('Results', [])])
+        for name, model in models.items()
+    }
+    assert found[COCO_ROW['config']] == ('measured here (1 x 8 GPUs)', [{'box AP': 38.9}])
+    assert found[masks['config']] == ('measured here (2 x 8 GPUs)', [{'box AP': 38.5}, {'mask AP': 35.15}])
+    assert found[elsewhere['config']] == ('none: not measured', [])
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(config='faster_rcnn'), "coco.csv, line 2: config 'faster_rcnn' is none of faster_rcnn_hcg"),
+        (dict(source='measured'), "coco.csv, line 2: source 'measured' is none of paper, measured here"),
+        (dict(machine=''), 'coco.csv, line 2: no machine'),
+        (dict(box_ap=''), 'coco.csv, line 2: no box_ap'),
+    ],
+)
+def test_a_row_that_does_not_say_what_it_is_of_is_refused(tmp_path, monkeypatch, change, message):
+    with_results(tmp_path, monkeypatch, {**COCO_ROW, **change})
+    with pytest.raises(SystemExit, match=message):
+        page.main(['--check'])
+
+
+def test_a_missing_column_is_named(tmp_path, monkeypatch):
+    with_results(tmp_path, monkeypatch, {k: v for k, v in COCO_ROW.items() if k not in ('data', 'machine')})
+    with pytest.raises(SystemExit, match=r'coco\.csv, line 2: no data, machine'):
+        page.main(['--check'])
+
+
+def test_files_of_other_numbers_are_passed_by(tmp_path, monkeypatch):
+    before = page.results()
+    with_results(tmp_path, monkeypatch, {'source': 'measured here', 'config': 'x', 'images_per_second': '7'})
+    assert page.results() == before
+
+
+def test_a_config_without_a_size_is_noticed(tmp_path, monkeypatch):
+    lines = page.COMPLEXITY.read_text(encoding='utf-8').splitlines(keepends=True)
+    (tmp_path / 'complexity.csv').write_text(''.join(line for line in lines if '_r101_' not in line))
+    monkeypatch.setattr(page, 'COMPLEXITY', tmp_path / 'complexity.csv')
+    with pytest.raises(SystemExit, match=r'differ in mask_rcnn_r101_fpn_1x_coco: .* --count'):
+        page.main(['--check'])
 
 
 def networks():
@@ -58,13 +124,17 @@ def test_sizes_are_those_of_the_configs(names):
         assert rows[name] == dict(counted, config=name)
 
 
-def test_page_names_both_baselines_and_measures_nothing_on_coco():
+def test_page_names_both_baselines_and_what_was_measured():
     reading, table = PAGE.split('<!-- begin: configs')
     assert PAGE.startswith('# Configs and their results\n\n**How to read this page.**')
     assert '38.2 / 34.7' in reading and '37.3 / 34.2' in reading
     rows = [line for line in table.split('<!-- end')[0].splitlines() if line.startswith('| [')]
+    unmeasured = {re.search(r'`(\w+)`', row)[1] for row in rows if '| not measured |' in row}
     assert len(rows) == len(page.names())
-    assert [row for row in rows if 'not measured' not in row] == [row for row in rows if 'demo' in row]
+    files = [page.read(path) for path in page.RESULTS.glob('*.csv')]
+    measured = {row['config'] for file in files for row in file if row.get('source') == 'measured here'}
+    assert unmeasured == set(page.names()) - measured
+    assert 'mask_rcnn_hcgnet_demo_shapes' in measured
 
 
 def test_recipe_has_the_authors_values():
@@ -83,6 +153,14 @@ def test_recipe_has_the_authors_values():
     assert compared > 30
 
 
+PUBLISHED = {  # FACTS, section 3
+    'mask_rcnn_hcgnet_b_fpn_1x_coco_paper': [{'box AP': 38.3}, {'mask AP': 35.2}],
+    'mask_rcnn_r50_fpn_1x_coco_paper': [{'box AP': 37.3}, {'mask AP': 34.2}],
+    'mask_rcnn_r50_fpn_1x_coco': [{'box AP': 38.2}, {'mask AP': 34.7}],
+    'mask_rcnn_r101_fpn_1x_coco': [{'box AP': 40.0}, {'mask AP': 36.1}],
+}
+
+
 def test_metafile_has_the_form_that_mim_reads():
     index = yaml.safe_load((REPO / 'model-index.yml').read_text(encoding='utf-8'))
     (file,) = index['Import']
@@ -94,14 +172,11 @@ def test_metafile_has_the_form_that_mim_reads():
         assert model['Config'] == f'configs/{model["Name"]}.py'
         assert (REPO / model['Config']).is_file()
         source = model['Metadata']['Source of Results']
-        assert ('Results' in model) == (source in ('paper', 'MMDetection'))
+        assert ('Results' in model) == (not source.startswith('none'))
         results[model['Name']] = [result['Metrics'] for result in model.get('Results', [])]
-    # FACTS, section 3
-    assert results['mask_rcnn_hcgnet_b_fpn_1x_coco_paper'] == [{'box AP': 38.3}, {'mask AP': 35.2}]
-    assert results['mask_rcnn_r50_fpn_1x_coco_paper'] == [{'box AP': 37.3}, {'mask AP': 34.2}]
-    assert results['mask_rcnn_r50_fpn_1x_coco'] == [{'box AP': 38.2}, {'mask AP': 34.7}]
-    assert results['mask_rcnn_r101_fpn_1x_coco'] == [{'box AP': 40.0}, {'mask AP': 36.1}]
-    assert results['mask_rcnn_hcgnet_b_fpn_1x_coco'] == []
+        if source in ('paper', 'MMDetection'):
+            assert results[model['Name']] == PUBLISHED[model['Name']]
+    assert set(results) == set(page.names()) - set(page.SHAPE)
 
 
 def test_every_file_that_readme_names_exists():

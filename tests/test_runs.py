@@ -20,13 +20,17 @@ from mmhcg.data import make_shapes
 from mmhcg.network import Trunk
 from mmhcg.runs import UserError, preflight, pretrained, train
 from mmhcg.runs.coco_metric import use_twelve_numbers
+from mmhcg.runs.config import build_detector
 from mmhcg.runs.datasets import leaf_datasets, move_data
-from mmhcg.stack.checkpoints import CheckpointError, check_fit
+from mmhcg.stack.checkpoints import CheckpointError
 from mmhcg.weights import save_weights
+from mmhcg.weights.fit import check_fit
 
 MASK_B = CONFIGS / 'mask_rcnn_hcgnet_b_fpn_1x_coco.py'
 WEIGHTS = 'checkpoints/hcgnet_b_in1k.safetensors'
 BACKBONES = ['mask_rcnn_hcgnet_b_fpn_1x_coco.py', 'mask_rcnn_r50_fpn_1x_coco.py']
+
+NORMS = (torch.nn.BatchNorm2d, lambda channels: torch.nn.GroupNorm(2, channels))
 
 
 @pytest.fixture(scope='module')
@@ -167,13 +171,56 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match='weight is missing'):  # as MMEngine would not find it
         check_fit('part.pth', {f'module.{name}': part[name] for name in part}, model, prefix='neck')
     own['module.bias'] = torch.zeros(3)
-    with pytest.raises(CheckpointError, match=r'bias has shape \(3,\) instead of \(2,\), and 0 more'):
+    with pytest.raises(CheckpointError, match=r'bias has shape \(3,\) instead of \(2,\)\. Is it'):
         check_fit('other_classes.pth', own, model)
     own['module.bias'] = torch.tensor([0.0, float('nan')])
     with pytest.raises(CheckpointError, match='bias holds NaN or infinity'):
         check_fit('diverged.pth', own, model)
     with pytest.raises(CheckpointError, match='holds a list and no weights'):
         check_fit('list.pth', [torch.zeros(1)], model)
+
+
+@pytest.mark.parametrize(
+    ('name', 'change', 'message'),
+    [
+        ('0.weight', lambda t: t.numpy(), r'is no tensor \(ndarray\)'),
+        ('0.weight', lambda t: t.int(), 'is of type torch.int32 instead of torch.float32 or'),
+        ('0.weight', lambda t: t.cfloat(), 'is of type torch.complex64'),
+        ('0.weight', lambda t: t.to(torch.float8_e4m3fn), 'is of type torch.float8_e4m3fn'),
+        ('1.num_batches_tracked', lambda t: t.float(), 'is of type torch.float32 instead of torch.int64'),
+        ('0.weight', lambda t: t[0, 0].expand(t.shape), 'claims 6 elements and stores 1'),
+        ('0.weight', lambda t: t.double().fill_(1e300), 'holds NaN .* that float32 cannot hold'),
+        ('1.running_var', lambda t: -t, 'is negative'),
+        ('1.num_batches_tracked', lambda t: t - 1, 'is negative'),
+        ('0.weight', lambda t: torch.nested.nested_tensor([t]), 'is no plain tensor: it is nested'),
+    ],
+)
+def test_entries_that_are_not_what_they_should_be_do_not_fit(name, change, message):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    state = dict(model.state_dict())
+    state[name] = change(state[name])
+    with pytest.raises(CheckpointError, match=rf'{name} {message}'):
+        check_fit('odd.pth', state, model)
+
+
+def test_other_precisions_and_tied_weights_fit():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2))
+    model.register_buffer('mask', torch.tensor([True]))
+    model[2].weight = model[0].weight
+    state = model.state_dict()
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        changed = {k: t.to(dtype) if t.is_floating_point() else t for k, t in state.items()}
+        check_fit('other.pth', changed, model)
+    check_fit('tied.pth', state, model)
+
+
+def test_weights_of_another_kind_of_norm_do_not_fit():
+    batch, group = (torch.nn.Sequential(torch.nn.Conv2d(2, 4, 1), norm(4)) for norm in NORMS)
+    with pytest.raises(CheckpointError, match=r'1\.running_var is of a BatchNorm, and the network has anoth'):
+        check_fit('bn.pth', batch.state_dict(), group)
+    with pytest.raises(CheckpointError, match=r'1\.running_mean is missing'):
+        check_fit('gn.pth', group.state_dict(), batch)
+    check_fit('more.pth', {**group.state_dict(), '2.running_var': torch.ones(4)}, group)
 
 
 def detector_weights(arch):
@@ -184,11 +231,24 @@ def test_load_from_must_bring_the_whole_backbone(tmp_path, tiny):
     arch = dict(blocks=(1, 1, 1, 1), growth_rates=(8, 8, 8, 8))
     torch.save(detector_weights(dict(arch, growth_rates=(8, 8, 8, 12))), tmp_path / 'other.pth')
     torch.save(Trunk(arch).state_dict(), tmp_path / 'backbone.pth')
-    for name in ('other.pth', 'backbone.pth'):
+    for name, advice in (
+        ('other.pth', "another model's"),
+        ('backbone.pth', "a backbone alone: .* the backbone's init_cfg"),
+    ):
         options = {'load_from': str(tmp_path / name)}
-        with pytest.raises(CheckpointError, match=f'{name}: does not fit HCGNet'):
+        with pytest.raises(CheckpointError, match=f'{name}: does not fit HCGNet.*{advice}'):
             train(tiny / 'tiny.py', tmp_path / 'run', tiny / 'shapes', cfg_options=options)
     assert not (tmp_path / 'run').exists()
+
+
+def test_load_from_takes_safetensors(tmp_path, tiny):
+    options = {'load_from': str(tmp_path / 'w.safetensors'), 'train_cfg.max_epochs': 0}
+    cfg = Config.fromfile(tiny / 'tiny.py')
+    state = {name: tensor + 1 for name, tensor in build_detector(cfg).state_dict().items()}
+    save_weights(state, tmp_path / 'w.safetensors')
+    runner = train(cfg, tmp_path / 'run', tiny / 'shapes', cfg_options=options)
+    loaded = runner.model.state_dict()
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], state[name]) for name in state)
 
 
 def test_weights_of_the_whole_detector_must_hold_the_backbone(tmp_path):
@@ -238,6 +298,7 @@ def test_missing_weights_name_both_ways_out(tmp_path, monkeypatch, tiny):
         train(MASK_B, data_root='/nowhere')
     assert str(tmp_path / WEIGHTS) in str(error.value)
     assert f'python tools/convert_checkpoint.py HCGNet_B_best.pth.tar {WEIGHTS}' in str(error.value)
+    assert f'mim run mmhcg convert_checkpoint HCGNet_B_best.pth.tar {WEIGHTS}' in str(error.value)
     assert '--no-pretrained' in str(error.value)
     assert not list(tmp_path.iterdir())  # nothing was started
 

@@ -19,6 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from tiny_run import REPO, load_tool, read_scalars, write_config, write_data
 
 from mmhcg.stack.checkpoints import load_checkpoint_file
+from mmhcg.weights import save_weights
 
 PHOTOS = Path(os.environ.get('MMHCG_TINY_COCO', REPO.parent / 'shared/data/tiny_coco'))
 CONFIG = REPO / 'configs/mask_rcnn_hcgnet_b_fpn_1x_coco.py'
@@ -142,6 +143,17 @@ def test_test_prints_dumps_and_draws(trained):
         drawn = cv2.imread(str(picture))
         assert drawn.shape == (64, 128, 3)  # ground truth beside detections
         assert not np.array_equal(drawn[:, :64], drawn[:, 64:])
+
+
+def test_test_scores_safetensors_as_the_checkpoint(trained, capfd):
+    state = load_checkpoint_file(trained / 'full/epoch_2.pth')['state_dict']
+    save_weights(state, trained / 'weights.safetensors')
+    printed = []
+    for file in ('full/epoch_2.pth', 'weights.safetensors'):
+        argv = [trained / 'tiny.py', trained / file, '--data-root', trained / 'shapes']
+        load_tool('test').main([str(arg) for arg in (*argv, '--work-dir', trained / 'tested')])
+        printed.append(printed_numbers(capfd.readouterr().out))
+    assert printed[0] == printed[1] and any(number > 0 for number in printed[0][0])
 
 
 def test_mistakes_end_in_one_message_and_exit_code_2(trained):

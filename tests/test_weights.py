@@ -20,7 +20,7 @@ from tiny_run import CONFIGS, REPO, load_tool
 
 from mmhcg import HCGNet
 from mmhcg.stack.checkpoints import CheckpointError, load_checkpoint_file
-from mmhcg.weights import WeightsError, convert_checkpoint, restore_checkpoint, save_weights
+from mmhcg.weights import WeightsError, check_new, convert_checkpoint, restore_checkpoint, save_weights
 
 TOOL = REPO / 'tools' / 'convert_checkpoint.py'
 
@@ -65,21 +65,46 @@ def test_converted_file_has_the_features_of_the_original(tmp_path, container, zi
 
     file = tmp_path / 'out' / f'hcgnet_b_in1k{suffix}'
     assert save_weights(state, file) == hashlib.sha256(file.read_bytes()).hexdigest()
-    model = HCGNet('b').eval()
+    model = HCGNet('b')
     load_checkpoint(model, str(file), strict=True)
+    assert_features_are_the_oracles(model, 'b')
+    for name, counter in model.state_dict().items():
+        if name.endswith('num_batches_tracked'):
+            assert counter == (7 if counters else 0)
+
+
+def assert_features_are_the_oracles(model, arch):
     image = image_of(1, (65, 97))
     with torch.no_grad():
-        actual = model.double()(image)
-        oracle = Oracle({k: t.double() for k, t in backbone_entries().items()}, 'b')
+        actual = model.eval().double()(image)
+        oracle = Oracle({name: tensor.double() for name, tensor in backbone_entries(arch).items()}, arch)
         for a, e in zip(actual, oracle(image)):
             assert relative_error(a, e) <= 1e-10
 
 
-def test_c_is_recognised(tmp_path):
+def test_c_is_recognised_and_has_the_features_of_the_original(tmp_path):
     torch.save({'net': classification_file('c')}, tmp_path / 'HCGNet_C_best.pth.tar')
     state, report = convert_checkpoint(tmp_path / 'HCGNet_C_best.pth.tar')
     assert (report.arch, report.loaded, report.expected) == ('c', 2673, 2673)
-    assert equal(state, in_our_names(backbone_entries('c'), 'c'))
+    model = HCGNet('c')
+    model.load_state_dict(state)
+    assert_features_are_the_oracles(model, 'c')
+
+
+def test_double_precision_stays(tmp_path):
+    entries = {n: t.double() if t.is_floating_point() else t for n, t in classification_file().items()}
+    torch.save({'net': entries}, tmp_path / 'a.pth.tar')
+    state, _ = convert_checkpoint(tmp_path / 'a.pth.tar')
+    assert {tensor.dtype for tensor in state.values()} == {torch.float64, torch.int64}
+    assert equal(state, {n: t.to(state[n].dtype) for n, t in in_our_names(backbone_entries(), 'b').items()})
+
+
+def test_a_report_counts_a_single_counter_as_one(tmp_path):
+    entries = classification_file()
+    del entries['features.norm5.num_batches_tracked']
+    torch.save({'net': entries}, tmp_path / 'a.pth.tar')
+    report = str(convert_checkpoint(tmp_path / 'a.pth.tar')[1])
+    assert ', 1 counter (num_batches_tracked) not in the file and set to 0, left over: ' in report
 
 
 @pytest.fixture(scope='module')
@@ -99,8 +124,7 @@ def test_detection_file_becomes_a_mask_rcnn(detection):
     assert report.loaded == report.expected == len(entries)
     model = MODELS.build(Config.fromfile(CONFIGS / 'mask_rcnn_hcgnet_b_fpn_1x_coco.py').model)
     model.load_state_dict(state)
-    backbone = in_our_names(backbone_entries(), 'b')
-    assert equal(model.backbone.state_dict(), backbone)
+    assert_features_are_the_oracles(model.backbone, 'b')
     for name, tensor in entries.items():
         if name.startswith(('neck.', 'rpn_head.')):
             assert torch.equal(state[name], tensor)
@@ -151,6 +175,26 @@ def test_going_back_gives_the_authors_names(detection, tmp_path):
     assert set(report.left_over) == {name for name in state if not name.startswith('backbone.')}
 
 
+def test_detectors_of_other_classes_go_both_ways(tmp_path):
+    entries = detection_layout(backbone_entries(), classes=3)
+    torch.save({'state_dict': entries}, tmp_path / 'theirs.pth')
+    state, _ = convert_checkpoint(tmp_path / 'theirs.pth')
+    assert state['roi_head.bbox_head.fc_cls.bias'].shape == (4,)
+    torch.save(state, tmp_path / 'ours.pth')
+    theirs, _ = restore_checkpoint(tmp_path / 'ours.pth')
+    assert {name: tensor.shape for name, tensor in theirs.items()} == {n: t.shape for n, t in entries.items()}
+    for name, rows in (('bbox_head.fc_reg.bias', 4), ('mask_head.conv_logits.weight', 1)):
+        assert torch.equal(theirs[name][rows:], entries[name][rows:])
+
+
+def test_going_back_refuses_what_is_no_number(tmp_path, detection):
+    state = dict(detection[2])
+    state['roi_head.bbox_head.fc_reg.bias'] = torch.full((320,), float('nan'))
+    torch.save(state, tmp_path / 'diverged.pth')
+    with pytest.raises(WeightsError, match=r'diverged\.pth: entry roi_head\.\S+fc_reg\.bias holds NaN'):
+        restore_checkpoint(tmp_path / 'diverged.pth')
+
+
 def test_the_order_of_the_authors_modules_is_kept(tmp_path):
     """Their detection code loads a classification file by position."""
     torch.save({'net': classification_file()}, tmp_path / 'a.pth.tar')
@@ -191,6 +235,11 @@ def test_init_cfg_is_strict(tmp_path, file, detection):
         model.init_weights()
 
 
+def test_init_cfg_must_say_its_type():
+    with pytest.raises(ValueError, match="has no type; a file wants type='Pretrained'"):
+        HCGNet('b', init_cfg=dict(checkpoint='w.safetensors')).init_weights()
+
+
 def rename(state, old, new):
     state[new] = state.pop(old)
 
@@ -228,6 +277,22 @@ def swap(state, one, other):
         (lambda s: s.update({'features.norm5.weight': torch.ones(1244).half()}), 'type torch.float16'),
         (lambda s: s.update({'features.norm5.weight': torch.ones(1244).cfloat()}), 'type torch.complex64'),
         (lambda s: s.update({'features.norm5.weight': 'weights'}), r'is no tensor \(str\)'),
+        (lambda s: s.update({'classifier.bias': torch.ones(1000).bool()}), 'type torch.bool'),
+        (lambda s: s.update({'classifier.weight': torch.ones(1000, 1244).cfloat()}), 'type torch.complex64'),
+        (lambda s: s.update({'classifier.bias': torch.ones(1000).long()}), r'no classifier .*torch\.int64'),
+        (lambda s: s['classifier.bias'].fill_(float('nan')), r'entry classifier\.bias holds NaN'),
+        (
+            lambda s: s.update({'features.norm5.weight': torch.full((1244,), 1e300, dtype=torch.float64)}),
+            r'norm5\.weight .*that float32 cannot hold',
+        ),
+        (
+            lambda s: s.update({'features.norm5.weight': torch.ones(7)[::6][:0]}),
+            r'norm5\.weight has shape \(0,\) instead of \(1244,\)',
+        ),
+        (
+            lambda s: s.update({'classifier.bias': torch.zeros(100_001)}),
+            'for 100001 classes, and 100000 are the most',
+        ),
         (
             lambda s: s.update({'features.norm5.weight': torch.ones(1).expand(1244)}),
             'claims 1244 .* stores 1$',
@@ -267,6 +332,20 @@ def test_what_is_not_an_authors_file_is_refused_with_the_entry(tmp_path, damage,
 
 
 @pytest.mark.parametrize(
+    'odd',
+    [torch.ones(1244).to(torch.float8_e4m3fn), torch.nested.nested_tensor([torch.ones(1244)])],
+    ids=['float8', 'nested'],
+)
+def test_odd_tensors_are_refused(tmp_path, odd):
+    try:
+        torch.save({'net': {**classification_file(), 'features.norm5.weight': odd}}, tmp_path / 'odd.pth')
+    except (KeyError, RuntimeError):
+        pytest.skip('this PyTorch cannot save it')
+    with pytest.raises((CheckpointError, WeightsError), match=r'odd\.pth'):
+        convert_checkpoint(tmp_path / 'odd.pth')
+
+
+@pytest.mark.parametrize(
     ('damage', 'message'),
     [
         (lambda s: s.pop('mask_head.upsample.bias'), r'mask_head\.upsample\.bias is missing'),
@@ -291,18 +370,26 @@ def test_what_is_no_detection_file_is_refused_with_the_entry(tmp_path, damage, m
 
 
 def test_kind_and_direction_must_be_those_of_the_file(tmp_path, detection):
-    with pytest.raises(WeightsError, match=r'none of its 1665 names is that of a classif.*backbone\.'):
-        convert_checkpoint(detection[0], 'classification')
-    torch.save({'net': classification_file()}, tmp_path / 'a.pth.tar')
-    with pytest.raises(WeightsError, match=r'none of its 1625 names is that of a detection.*features\.'):
-        convert_checkpoint(tmp_path / 'a.pth.tar', 'detection')
-    torch.save(convert_checkpoint(tmp_path / 'a.pth.tar')[0], tmp_path / 'ours.pth')
-    with pytest.raises(WeightsError, match='needs no conversion'):
-        convert_checkpoint(tmp_path / 'ours.pth')
-    with pytest.raises(WeightsError, match='needs no conversion'):
-        restore_checkpoint(tmp_path / 'a.pth.tar')
+    theirs, ours, detector = tmp_path / 'a.pth.tar', tmp_path / 'ours.pth', tmp_path / 'detector.pth'
+    torch.save({'net': classification_file()}, theirs)
+    torch.save(convert_checkpoint(theirs)[0], ours)
+    torch.save({'state_dict': detection[2]}, detector)
+    for convert, file, kind, message in (
+        (convert_checkpoint, detection[0], 'classification', 'a detection file, not a classification file'),
+        (convert_checkpoint, theirs, 'detection', 'a classification file, not .*: --kind classification$'),
+        (convert_checkpoint, ours, 'auto', 'already our names; it needs no conversion$'),
+        (convert_checkpoint, detector, 'auto', 'already our names; it needs no conversion$'),
+        (restore_checkpoint, theirs, 'auto', "already the authors' names; it needs no conversion$"),
+        (restore_checkpoint, detection[0], 'auto', "already the authors' names; it needs no conversion$"),
+        (restore_checkpoint, ours, 'detection', 'a backbone alone, so the heads of a detector are missing$'),
+    ):
+        with pytest.raises(WeightsError, match=rf'{file.name}: .*{message}'):
+            convert(file, kind)
     with pytest.raises(ValueError, match='kind must be one of auto, classification, detection'):
-        convert_checkpoint(tmp_path / 'a.pth.tar', 'backbone')
+        convert_checkpoint(theirs, 'backbone')
+    torch.save({'layer1.weight': torch.ones(1), 'fc.bias': torch.ones(1)}, tmp_path / 'resnet.pth')
+    with pytest.raises(WeightsError, match=r'none of its 2 names is .* detection file: layer1\.weight,'):
+        convert_checkpoint(tmp_path / 'resnet.pth', 'detection')
 
 
 class Payload:
@@ -319,17 +406,23 @@ def test_a_file_with_code_is_refused_and_not_run(tmp_path, capsys, zipped):
     assert capsys.readouterr().out == ''
 
 
-def test_a_bare_pickle_and_a_torn_file_are_refused(tmp_path):
-    (tmp_path / 'pickle.pth').write_bytes(pickle.dumps(Payload()))
+@pytest.mark.parametrize('protocol', [2, 4, 5])
+def test_a_bare_pickle_is_refused(tmp_path, protocol):
+    (tmp_path / 'pickle.pth').write_bytes(pickle.dumps(Payload(), protocol))
+    with pytest.raises(CheckpointError, match=r'pickle\.pth: refused, for it (asks for|is a pickle)'):
+        convert_checkpoint(tmp_path / 'pickle.pth')
+
+
+def test_a_torn_file_is_refused(tmp_path):
     torch.save({'net': classification_file()}, tmp_path / 'a.pth.tar')
     content = (tmp_path / 'a.pth.tar').read_bytes()
     (tmp_path / 'torn.pth').write_bytes(content[: len(content) // 2])
-    for name in ('pickle.pth', 'torn.pth'):
-        with pytest.raises(CheckpointError, match=name):
-            convert_checkpoint(tmp_path / name)
+    with pytest.raises(CheckpointError, match=r'torn\.pth: the end of the file is missing'):
+        convert_checkpoint(tmp_path / 'torn.pth')
 
 
-def test_a_storage_that_claims_more_than_the_file_holds_is_refused(tmp_path):
+@pytest.mark.parametrize('claims', [(0,), (1,), (0, 1)], ids=['storage', 'tensor', 'both'])
+def test_a_storage_that_claims_more_than_the_file_holds_is_refused(tmp_path, claims):
     torch.save({'features.conv0.weight': torch.arange(4.0)}, tmp_path / 'a.pth')
     claimed = (  # four elements -> 2^20, in the storage and in the tensor
         (b'X\x03\x00\x00\x00cpuq\x06K\x04', b'X\x03\x00\x00\x00cpuq\x06J\x00\x00\x10\x00'),
@@ -339,11 +432,11 @@ def test_a_storage_that_claims_more_than_the_file_holds_is_refused(tmp_path):
         for info in old.infolist():
             data = old.read(info)
             if info.filename.endswith('data.pkl'):
-                for before, after in claimed:
+                for before, after in map(claimed.__getitem__, claims):
                     assert before in data
                     data = data.replace(before, after)
             new.writestr(info, data)
-    with pytest.raises((CheckpointError, WeightsError), match=r'claim\.pth'):
+    with pytest.raises(CheckpointError, match=r'claim\.pth: refused, for it claims more numbers than'):
         convert_checkpoint(tmp_path / 'claim.pth')
 
 
@@ -383,6 +476,16 @@ def test_a_file_that_comes_to_be_there_is_kept(tmp_path, monkeypatch):
     assert equal(load_checkpoint_file(tmp_path / 'new.pth'), {'a': torch.zeros(1)})
 
 
+def test_what_cannot_be_written_is_named_before_the_work(tmp_path):
+    (tmp_path / 'file').touch()
+    (tmp_path / 'link.pth').symlink_to('nowhere.pth')
+    with pytest.raises(NotADirectoryError, match=r'x\.pth cannot be written, for \S*/file is no folder'):
+        check_new(tmp_path / 'file' / 'deep' / 'x.pth')
+    with pytest.raises(FileExistsError, match=r'link\.pth is there already'):
+        check_new(tmp_path / 'link.pth')
+    check_new(tmp_path / 'new' / 'deep' / 'x.pth')
+
+
 def test_the_tool_writes_once_and_overwrites_nothing(tmp_path, capsys):
     torch.save({'net': classification_file()}, tmp_path / 'a.pth.tar')
     command = [str(tmp_path / 'a.pth.tar'), str(tmp_path / 'w.safetensors')]
@@ -397,7 +500,7 @@ def test_the_tool_writes_once_and_overwrites_nothing(tmp_path, capsys):
         'is there already': command,
         'no such file': [str(tmp_path / 'absent.pth'), str(tmp_path / 'other.safetensors')],
         'must end in .safetensors or .pth': [command[0], str(tmp_path / 'other.bin')],
-        'is that of a detection file': [command[0], str(tmp_path / 'other.pth'), '--kind', 'detection'],
+        'this is a classification file': [command[0], str(tmp_path / 'other.pth'), '--kind', 'detection'],
     }
     for message, arguments in refused.items():
         with pytest.raises(SystemExit, match='2'):

@@ -6,7 +6,20 @@ import argparse
 import sys
 from dataclasses import replace
 
-from mmhcg.weights import KINDS, WeightsError, check_new, convert_checkpoint, restore_checkpoint, save_weights
+from mmhcg.weights import KINDS, check_new, convert_checkpoint, restore_checkpoint, save_weights
+
+
+def convert(src: str, dst: str, kind: str, reverse: bool) -> None:
+    """Convert `src` to the new file `dst`, and say what was found."""
+    from mmhcg.runs import UserError
+
+    try:
+        check_new(dst)  # before the work
+        state, report = (restore_checkpoint if reverse else convert_checkpoint)(src, kind)
+        report = replace(report, sha256=save_weights(state, dst))
+    except OSError as error:
+        raise UserError(str(error)) from error
+    print(f'{src} -> {dst}\n{report}')
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,20 +37,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--reverse', action='store_true', help="go back: converted or trained weights to the authors' names"
     )
-    options = parser.parse_args(argv)
-    convert = restore_checkpoint if options.reverse else convert_checkpoint
     try:
-        from mmhcg.stack.checkpoints import CheckpointError
+        from mmhcg.runs import cli
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error}: reading checkpoints needs MMEngine, pip install 'mmhcg[standalone]'")
-    try:
-        check_new(options.dst)
-        state, report = convert(options.src, options.kind)
-        report = replace(report, sha256=save_weights(state, options.dst))
-    except (CheckpointError, WeightsError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
-    print(f'{options.src} -> {options.dst}\n{report}')
+    cli.run(convert, parser, argv)
 
 
 if __name__ == '__main__':

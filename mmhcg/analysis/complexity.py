@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -94,6 +94,7 @@ def count_complexity(model: nn.Module, shape: tuple[int, int] = (800, 1280)) -> 
         stack.enter_context(meter)
         stack.enter_context(torch.no_grad())
         stack.enter_context(_EveryFunction())
+        stack.enter_context(_unfused_attention())
         sample = _sample(model, shape)
         model(sample.proposals.bboxes.new_zeros(1, 3, *shape), [sample], mode='tensor')
 
@@ -160,10 +161,19 @@ def _plain_forward(pool: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 class _EveryFunction(TorchFunctionMode):
-    """Changes nothing; while it is entered PyTorch runs attention step by step, not as one operator."""
+    """Changes nothing; while a mode is entered PyTorch's attention layers do not take their fast paths."""
 
     def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))
+
+
+def _unfused_attention() -> AbstractContextManager:
+    """Attention as its matrix products, for PyTorch's counter does not know the CPU's operator for it."""
+    try:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+    except ImportError:  # PyTorch before 2.3
+        return torch.backends.cuda.sdp_kernel(enable_flash=False, enable_mem_efficient=False)
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 class _Meter:

@@ -1,4 +1,4 @@
-"""What the command lines of `tools/train.py` and `tools/test.py` share."""
+"""What the command lines of `tools/` share."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mmengine.config import DictAction
 
 from mmhcg.runs.errors import UserError
 from mmhcg.stack.checkpoints import CheckpointError
+from mmhcg.weights import WeightsError
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(function: Callable[..., Any], parser: argparse.ArgumentParser, argv: list[str] | None) -> None:
-    """Call `function` with the parsed options; a UserError becomes one message and exit code 2."""
+    """Call `function` with the parsed options; what the user can mend becomes one message and exit code 2."""
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # MMEngine's, on every start
     try:
         options = vars(parser.parse_args(argv))
@@ -46,6 +47,6 @@ def run(function: Callable[..., Any], parser: argparse.ArgumentParser, argv: lis
     os.environ.setdefault('LOCAL_RANK', str(options.pop('local_rank', 0)))
     try:
         function(**options)
-    except (UserError, CheckpointError) as error:
+    except (UserError, CheckpointError, WeightsError) as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)

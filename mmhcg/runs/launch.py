@@ -17,7 +17,7 @@ from mmhcg.runs import preflight, pretrained
 from mmhcg.runs.config import load_config
 from mmhcg.runs.datasets import metrics, move_data
 from mmhcg.runs.errors import UserError
-from mmhcg.stack.checkpoints import check_fit
+from mmhcg.weights.fit import check_fit
 
 _run_numbers = count()
 

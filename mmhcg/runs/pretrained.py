@@ -15,7 +15,7 @@ from mmhcg.registry import MODELS
 from mmhcg.runs.config import detector_of
 from mmhcg.runs.errors import UserError
 from mmhcg.runs.preflight import check_checkpoint
-from mmhcg.stack.checkpoints import check_fit
+from mmhcg.weights.fit import check_fit
 
 FROM_SCRATCH_NOTE = (
     'The backbone started from random weights (--no-pretrained), so nothing is frozen and its norms learn: '
@@ -138,9 +138,11 @@ def _missing(backbone: ConfigDict, path: str) -> str:
     arch = backbone.get('arch')
     way_out = f'put the weights at {path}'
     if _is_hcgnet(backbone) and isinstance(arch, str):
-        authors_file, stem = f'HCGNet_{arch.upper()}_best.pth.tar', os.path.splitext(path)[0]
-        command = f'python tools/convert_checkpoint.py {authors_file} {stem}.safetensors'
-        way_out = f"convert the authors' file: {command}"
+        files = f'HCGNet_{arch.upper()}_best.pth.tar {os.path.splitext(path)[0]}.safetensors'
+        way_out = (
+            f"convert the authors' file: python tools/convert_checkpoint.py {files}\n"
+            f'    (where the package came by pip: mim run mmhcg convert_checkpoint {files})'
+        )
     return (
         f'no pretrained weights at {os.path.abspath(path)} (.safetensors or .pth). Either\n  - {way_out}\n'
         '  - or train from random weights, with nothing frozen: add --no-pretrained '

@@ -16,28 +16,37 @@ from mmengine.config import Config
 from mmengine.hub import hub
 
 PACKAGE = Path(__file__).parents[1]
-CONFIGS = next(
-    filter(Path.is_dir, (PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs'))
-)  # wheel, source
+OURS = 'mask_rcnn_hcgnet_b_fpn_1x_coco.py'  # by which a folder `configs` is known to be this package's
 
 
 @functools.cache
 def register_config_paths() -> None:
     """Let `_base_` and `mmengine.hub.get_config` find `mmhcg::NAME.py`."""
     # Without a scope, as for a plain path: the heir's types are found as if it lay among our configs.
-    _extend(Config, '_get_cfg_path', lambda path, heir: (str(CONFIGS / _name(path)), None))
-    _extend(hub, '_get_package_and_cfg_path', lambda path: (PACKAGE.name, _name(path)))
+    _extend(Config, '_get_cfg_path', lambda path, heir: (str(_config(path)), None))
+    _extend(hub, '_get_package_and_cfg_path', lambda path: (PACKAGE.name, _config(path)))
     _extend(hub, 'get_installed_path', lambda package: package)
-    _extend(hub, '_get_cfg_metainfo', lambda package, name: {'Config': str(CONFIGS / name)})
+    _extend(hub, '_get_cfg_metainfo', lambda package, config: {'Config': str(config)})
 
 
-def _name(path: str) -> str:
-    """NAME.py of `mmhcg::NAME.py`, which must be there."""
-    name = path.partition('::')[2]
-    if not (CONFIGS / name).is_file():
-        known = ', '.join(sorted(config.name for config in CONFIGS.glob('*.py')))
+def _config(path: str) -> Path:
+    """The file that `mmhcg::NAME.py` stands for.
+
+    Raises:
+        FileNotFoundError: There is none; the message lists those there are, or says that there are none.
+    """
+    places = PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs'  # of a wheel, of the source
+    configs = next((place for place in places if (place / OURS).is_file()), None)
+    if configs is None:
+        raise FileNotFoundError(
+            f"{path}: mmhcg's configs are neither in {places[0]} nor in {places[1]}, as they are after "
+            '`pip install` and in a checkout. Install the package, or put its folder `configs` there.'
+        )
+    config = configs / path.partition('::')[2]
+    if not config.is_file():
+        known = ', '.join(sorted(config.name for config in configs.glob('*.py')))
         raise FileNotFoundError(f'{path}: mmhcg has no such config. It has {known}')
-    return name
+    return config
 
 
 def _extend(owner: Any, function: str, ours: Callable[..., Any]) -> None:

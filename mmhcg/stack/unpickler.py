@@ -1,8 +1,9 @@
-"""`torch.serialization.safe_globals`, also for PyTorch before 2.5, which lacks it."""
+"""What PyTorch's safe loading lacks: `safe_globals` before 2.5, and in 2.1 a look at the size of storages."""
 
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
@@ -72,3 +73,41 @@ def restricted_pickle(objects: Sequence[Any]) -> SimpleNamespace:
         return Unpickler(file, **kwargs).load()
 
     return SimpleNamespace(__name__='restricted_pickle', Unpickler=Unpickler, load=load)
+
+
+class _StandIn(dict):
+    """Whatever a pickle names or makes, which has only to bear what the unpickler does to it."""
+
+    __hash__ = object.__hash__
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+    def accept(self, *args: Any) -> Any:
+        return self
+
+    __call__ = __setstate__ = append = extend = add = accept
+
+
+class _StorageReader(pickle.Unpickler):
+    """Notes the storages that the pickle of a checkpoint asks for, and calls nothing that it names."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+        self.sizes: dict[str, int] = {}
+
+    def find_class(self, module: str, name: str) -> type:
+        return type(name, (_StandIn,), {})
+
+    def persistent_load(self, claim: tuple) -> _StandIn:
+        _, kind, key, _, numel = claim  # as torch.save writes it
+        dtype = getattr(getattr(torch, kind.__name__), 'dtype', torch.uint8)  # UntypedStorage counts bytes
+        self.sizes[key] = max(numel * dtype.itemsize, self.sizes.get(key, 0))
+        return _StandIn()
+
+
+def claimed_bytes(pickled: bytes) -> dict[str, int]:
+    """The bytes that the pickle of a checkpoint claims of each storage, by the storage's key."""
+    reader = _StorageReader(BytesIO(pickled))
+    reader.load()
+    return reader.sizes

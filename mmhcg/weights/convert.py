@@ -19,8 +19,15 @@ KINDS = ('auto', 'classification', 'detection')
 ARCHS = ('b', 'c')  # those with published files
 CLASSIFIER = ('classifier.weight', 'classifier.bias')
 COCO_CLASSES = 80
+MOST_CLASSES = 100_000  # ImageNet has 21,843 in all; far more are no classes but a claim on memory
 SHOWN = 3  # names or faults of a kind that a message lists
-PRECISE = {torch.float32: torch.float64}  # taken and kept as well; half precision has lost digits
+# How names begin that only one layout has.
+LAYOUTS = {
+    'features.': ('authors', 'classification'),
+    'backbone.stem0.': ('authors', 'detection'),
+    'stem.': ('ours', 'classification'),
+    'backbone.stem.': ('ours', 'detection'),
+}
 
 
 class Entry(NamedTuple):
@@ -61,7 +68,8 @@ class Report:
 
     def __str__(self) -> str:
         absent = self.expected - self.loaded
-        counters = f'{absent} counters ({COUNTER[1:]}) were absent and are 0, ' if absent else ''
+        counted = 'counter' if absent == 1 else 'counters'
+        counters = f'{absent} {counted} ({COUNTER[1:]}) not in the file and set to 0, ' if absent else ''
         left_over = ', '.join(_first(self.left_over)) or 'nothing'
         digest = f'; SHA-256 {self.sha256}' if self.sha256 else ''
         return (
@@ -84,12 +92,13 @@ def convert_checkpoint(src: str | Path, kind: str = 'auto') -> tuple[dict[str, T
         kind: 'classification', 'detection', or 'auto' to go by the names in the file.
 
     Raises:
-        WeightsError: An entry is missing, unknown, of a wrong shape or type, or not finite.
+        WeightsError: An entry is missing, unknown, of a wrong shape or type, or not finite; or the names are
+            ours already, or those of the other kind.
         mmhcg.stack.checkpoints.CheckpointError: The file cannot be read, or asks for code to be run.
     """
     entries = read_entries(src)
-    kind = _kind(entries, kind)
-    classes = max(_rows(entries, 'bbox_head.fc_cls.bias', COCO_CLASSES + 1) - 1, 1)
+    kind, _ = _check_layout(src, entries, 'authors', kind)
+    classes = max(_rows(src, entries, 'bbox_head.fc_cls.bias', COCO_CLASSES + 1) - 1, 1)
     unused = CLASSIFIER if kind == 'classification' else ()
     left_over = tuple(name for name in entries if name in unused)
     wanted = {
@@ -121,13 +130,12 @@ def restore_checkpoint(src: str | Path, kind: str = 'auto') -> tuple[dict[str, T
     Raises: as `convert_checkpoint`.
     """
     entries = read_entries(src)
-    is_detector = _kind(entries, 'auto') == 'detection'
-    kind = _kind(entries, kind)
+    kind, found = _check_layout(src, entries, 'ours', kind)
     taken, left_over = entries, ()
-    if kind == 'classification' and is_detector:
+    if kind == 'classification' and found == 'detection':
         left_over = tuple(name for name in entries if not name.startswith('backbone.'))
         taken = {name.removeprefix('backbone.'): entries[name] for name in entries if name not in left_over}
-    classes = max(_rows(entries, 'roi_head.mask_head.conv_logits.bias', COCO_CLASSES), 1)
+    classes = max(_rows(src, entries, 'roi_head.mask_head.conv_logits.bias', COCO_CLASSES), 1)
     wanted = {
         arch: [
             Entry(ours, theirs, like, partial(to_theirs, ours))
@@ -146,25 +154,51 @@ def _first(names: Collection[str]) -> list[str]:
     return [*list(names)[:SHOWN], *more]
 
 
-def _kind(entries: Mapping[str, Tensor], kind: str) -> str:
+def _check_layout(src: str | Path, entries: Mapping[str, Tensor], wanted: str, kind: str) -> tuple[str, str]:
+    """The kind to go by, and the kind of file that this is, by its names.
+
+    Args:
+        wanted: Whose names it should have: 'authors' or 'ours'.
+        kind: That was asked for.
+
+    Raises:
+        WeightsError: It has the other's names, or is of a kind that does not have what was asked for.
+    """
     if kind not in KINDS:
         raise ValueError(f'kind must be one of {", ".join(KINDS)}, not {kind!r}')
-    if kind != 'auto':
-        return kind
-    return 'detection' if any(name.startswith('backbone.') for name in entries) else 'classification'
+    layouts = [layout for start, layout in LAYOUTS.items() if any(name.startswith(start) for name in entries)]
+    kinds = [found for whose, found in layouts if whose == wanted]
+    if layouts and not kinds:
+        whose = 'our names' if wanted == 'authors' else "the authors' names"
+        raise WeightsError(f'{src}: these are already {whose}; it needs no conversion')
+    has_backbone = any(name.startswith('backbone.') for name in entries)
+    found = kinds[0] if kinds else 'detection' if has_backbone else 'classification'
+    if kind in ('auto', found) or not kinds:
+        return (found if kind == 'auto' else kind), found
+    if wanted == 'authors':
+        raise WeightsError(f'{src}: by its names this is a {found} file, not a {kind} file: --kind {found}')
+    if kind == 'detection':
+        raise WeightsError(f'{src}: holds a backbone alone, so the heads of a detector are missing')
+    return kind, found
 
 
 def _check_classifier(src: str | Path, entries: Mapping[str, Tensor], channels: int) -> None:
     """It is left over, but one that does not belong to the trunk casts doubt on the whole file."""
     weight, bias = (entries.get(name) for name in CLASSIFIER)
-    if weight is None or bias is None or weight.shape != (bias.numel(), channels):
-        found = {name: tuple(entries[name].shape) for name in CLASSIFIER if name in entries}
+    fits = weight is not None and bias is not None and weight.is_floating_point() and bias.is_floating_point()
+    if not fits or weight.shape != (_rows(src, entries, CLASSIFIER[1], 0), channels):
+        found = {
+            name: (*entries[name].shape, str(entries[name].dtype)) for name in CLASSIFIER if name in entries
+        }
         raise WeightsError(f'{src}: no classifier of {channels} channels, with weight and bias: {found}')
 
 
-def _rows(entries: Mapping[str, Tensor], name: str, default: int) -> int:
+def _rows(src: str | Path, entries: Mapping[str, Tensor], name: str, default: int) -> int:
     """Rows of an entry by which the number of classes is known; where it is missing the match will tell."""
-    return entries[name].numel() if name in entries else default
+    rows = entries[name].numel() if name in entries else default
+    if rows > MOST_CLASSES:
+        raise WeightsError(f'{src}: entry {name} is for {rows} classes, and {MOST_CLASSES} are the most')
+    return rows
 
 
 def _match(
@@ -183,13 +217,8 @@ def _match(
             for source, target, like, convert in wanted[arch]
         }
     if not entries.keys() & {entry.source for entry in wanted[arch]}:
-        done = not entries.keys().isdisjoint(entry.target for entry in wanted[arch])
-        hint = (
-            'They are those that it would get: it needs no conversion.'
-            if done
-            else f'{", ".join(_first(entries))}.'
-        )
-        raise WeightsError(f'{src}: none of its {len(entries)} names is that of a {kind} file. {hint}')
+        names = ', '.join(_first(entries))
+        raise WeightsError(f'{src}: none of its {len(entries)} names is that of a {kind} file: {names}')
     missing, others = faults[arch]
     listed = ''.join(f'\n  {fault}' for fault in [*_first(missing), *_first(others)])
     raise WeightsError(f'{src} fits no variant of HCGNet. The nearest is {arch!r}:{listed}')
@@ -204,7 +233,7 @@ def _faults(entries: Mapping[str, Tensor], wanted: Sequence[Entry]) -> tuple[lis
     for name, _, like, _ in wanted:
         if name in entries and entries[name].shape != like.shape:
             others.append(f'{name} has shape {tuple(entries[name].shape)} instead of {tuple(like.shape)}')
-        elif name in entries and entries[name].dtype not in (like.dtype, PRECISE.get(like.dtype)):
+        elif name in entries and entries[name].is_floating_point() != like.is_floating_point():
             others.append(f'{name} is of type {entries[name].dtype} instead of {like.dtype}')
     unknown = entries.keys() - {entry.source for entry in wanted}
     return missing, others + [f'{name} is unknown' for name in entries if name in unknown]

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmhcg.weights.names import COUNTER
+from mmhcg.weights.entries import FULL, form_fault, value_fault
 
 SUFFIXES = ('.safetensors', '.pth')
 
@@ -25,7 +25,7 @@ def read_entries(src: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, out of its container (`net`, `state_dict` or none), no `module.`.
 
     Raises:
-        WeightsError: It holds no tensors by name, or one that is not what it claims to be.
+        WeightsError: It holds no tensors by name, or one in half precision or otherwise odd (`form_fault`).
         mmhcg.stack.checkpoints.CheckpointError: The file cannot be read, or asks for code to be run.
     """
     from mmhcg.stack.checkpoints import load_checkpoint_file
@@ -40,11 +40,11 @@ def read_entries(src: str | Path) -> dict[str, Tensor]:
     if len(entries) != len(content):
         raise WeightsError(f'{src} holds entries both with and without the prefix `module.`')
     claimed: Counter[int] = Counter()  # bytes by storage: entries may share one
-    for name, tensor in entries.items():
-        fault = _fault(tensor)
+    for name, entry in entries.items():
+        fault = form_fault(entry, (*FULL, torch.int64))  # half precision has lost digits
         if not fault:
-            storage = tensor.untyped_storage()
-            claimed[storage.data_ptr()] += tensor.nbytes
+            storage = entry.untyped_storage()
+            claimed[storage.data_ptr()] += entry.nbytes
             if claimed[storage.data_ptr()] > storage.nbytes():
                 fault = 'claims elements that the file stores for another one'
         if fault:
@@ -52,24 +52,11 @@ def read_entries(src: str | Path) -> dict[str, Tensor]:
     return entries
 
 
-def _fault(tensor: object) -> str | None:
-    if not isinstance(tensor, Tensor):
-        return f'is no tensor ({type(tensor).__name__})'
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        return 'is no plain tensor: it is sparse, quantised or without data'
-    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-    if tensor.numel() > span:
-        return f'claims {tensor.numel()} elements and stores {span}'
-    return None
-
-
 def check_values(src: str | Path, entries: Mapping[str, Tensor]) -> None:
-    """Raises WeightsError where an entry is not finite, or a variance or a count is negative."""
-    for name, tensor in entries.items():
-        if not tensor.isfinite().all():
-            raise WeightsError(f'{src}: entry {name} holds NaN or infinity')
-        if name.endswith(('.running_var', COUNTER)) and (tensor < 0).any():
-            raise WeightsError(f'{src}: entry {name} is negative, as no variance and no count can be')
+    """Raises WeightsError where an entry holds numbers that no network can use."""
+    for name, entry in entries.items():
+        if fault := value_fault(name, entry):
+            raise WeightsError(f'{src}: entry {name} {fault}')
 
 
 def check_new(dst: str | Path) -> None:
@@ -77,13 +64,17 @@ def check_new(dst: str | Path) -> None:
 
     Raises:
         WeightsError: `dst` ends in neither .safetensors nor .pth.
-        FileExistsError: It is there already.
+        FileExistsError: It is there already, be it as a link to nothing.
+        NotADirectoryError: What should be its folder is none.
     """
     dst = Path(dst)
     if dst.suffix not in SUFFIXES:
         raise WeightsError(f'{dst} must end in {" or ".join(SUFFIXES)}')
-    if dst.exists():
+    if os.path.lexists(dst):
         raise FileExistsError(f'{dst} is there already: remove it or name another file')
+    above = next(folder for folder in dst.absolute().parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise NotADirectoryError(f'{dst} cannot be written, for {above} is no folder')
 
 
 def save_weights(state: Mapping[str, Tensor], dst: str | Path) -> str:

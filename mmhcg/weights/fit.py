@@ -1,0 +1,86 @@
+"""Whether a checkpoint covers a network. MMEngine only logs what does not fit, and goes on at random."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+
+from mmhcg.stack.checkpoints import CheckpointError
+from mmhcg.weights.entries import FULL, HALF, form_fault, value_fault
+
+
+def check_fit(source: str | Path, content: Any, module: Module, prefix: str | None = None) -> None:
+    """Check the entries of a checkpoint that a module is to get, which are found as MMEngine finds them.
+
+    Floating-point numbers may have another precision than the module's, half included: many detectors are
+    published in it, and to widen it is exact.
+
+    Args:
+        source: The file, for the message.
+        content: What it holds: a state dict, or a dict with `state_dict`.
+        module: On any device; its values do not matter.
+        prefix: The part of the checkpoint that the module is to get, e.g. 'backbone'.
+
+    Raises:
+        CheckpointError: Entries are missing, or others are in their place.
+    """
+    state = content.get('state_dict', content) if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f'checkpoint {source}: holds a {type(content).__name__} and no weights by name.'
+        )
+    start = f'{prefix.rstrip(".")}.' if prefix else 'module.'
+    found = {
+        str(name).removeprefix(start): entry
+        for name, entry in state.items()
+        if not prefix or str(name).startswith(start)
+    }
+    wanted = {name.removeprefix('module.'): like for name, like in module.state_dict().items()}
+    faults = list(_faults(found, wanted))
+    if faults:
+        more = f', and {len(faults) - 1} more of {len(wanted)} entries' if len(faults) > 1 else ''
+        raise CheckpointError(
+            f'checkpoint {source}: does not fit {type(module).__name__}: {faults[0]}{more}. '
+            f'{_advice({str(name) for name in state}, wanted, prefix)}'
+        )
+
+
+def _faults(found: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> Iterable[str]:
+    for name, like in wanted.items():
+        if name in found:
+            dtypes = (*FULL, *HALF) if like.is_floating_point() else (like.dtype,)
+            fault = form_fault(found[name], dtypes)
+            if not fault and found[name].shape != like.shape:
+                fault = f'has shape {tuple(found[name].shape)} instead of {tuple(like.shape)}'
+            if fault := fault or value_fault(name, found[name]):
+                yield f'{name} {fault}'
+        elif not name.endswith('num_batches_tracked'):
+            yield f'{name} is missing'
+    # Weight and bias of a norm alone do not tell BatchNorm's from GroupNorm's.
+    for name in found:
+        norm, _, entry = name.rpartition('.')
+        if entry == 'running_var' and f'{norm}.weight' in wanted and name not in wanted:
+            yield f'{name} is of a BatchNorm, and the network has another norm there'
+
+
+def _advice(names: Collection[str], wanted: Collection[str], prefix: str | None) -> str:
+    """What to do about a file with these names."""
+
+    def of_backbone(names: Iterable[str]) -> set[str]:
+        return {name.removeprefix('backbone.') for name in names if name.startswith('backbone.')}
+
+    if not prefix and of_backbone(names) and not of_backbone(wanted):
+        return "It holds a whole model: add prefix='backbone.' to init_cfg."
+    if not of_backbone(names) and (set(wanted) if prefix else of_backbone(wanted)) & set(names):
+        return (
+            "It holds a backbone alone: such weights go into the backbone's init_cfg=dict(type='Pretrained', "
+            'checkpoint=FILE), without a prefix.'
+        )
+    return (
+        "Is it another model's, or one of the authors' files, which tools/convert_checkpoint.py converts "
+        '(where the package came by pip: `mim run mmhcg convert_checkpoint`)?'
+    )
