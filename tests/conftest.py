@@ -9,7 +9,7 @@ from mmengine.registry import DefaultScope
 def own_settings():
     """MMEngine keeps the scope of the last run, in which the next test would look for types.
 
-    And the tool that goes through the zoo sets the number of threads, on which the last digits of sums depend.
+    And the tool that goes through the zoo sets the number of threads, on which last digits of sums depend.
     """
     threads = torch.get_num_threads()
     yield
