@@ -1,6 +1,7 @@
 """What PyTorch's safe loading lacks: `safe_globals` before 2.5, and in 2.1 a look at the size of storages."""
 
 import pickle
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -101,7 +102,11 @@ class _StorageReader(pickle.Unpickler):
 
     def persistent_load(self, claim: tuple) -> _StandIn:
         _, kind, key, _, numel = claim  # as torch.save writes it
-        dtype = getattr(getattr(torch, kind.__name__), 'dtype', torch.uint8)  # UntypedStorage counts bytes
+        with warnings.catch_warnings():  # of classes that files name whether they are deprecated or not
+            warnings.simplefilter('ignore')
+            dtype = getattr(
+                getattr(torch, kind.__name__), 'dtype', torch.uint8
+            )  # UntypedStorage counts bytes
         self.sizes[key] = max(numel * dtype.itemsize, self.sizes.get(key, 0))
         return _StandIn()
 

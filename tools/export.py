@@ -1,0 +1,72 @@
+"""HCGNet as ONNX or PT2: python tools/export.py b --out hcgnet_b.onnx --dynamic"""
+
+from __future__ import annotations
+
+import argparse
+
+from torch import nn
+
+from mmhcg.runs import UserError, cli
+
+
+def load_backbone(source: str, checkpoint: str | None) -> nn.Module:
+    """The backbone of a config, or that of a variant, with the weights of a checkpoint if there is one."""
+    from mmhcg import HCGNet, list_archs
+    from mmhcg.runs.config import build_detector
+
+    backbone = HCGNet(source) if source in list_archs() else build_detector(source).backbone
+    if not isinstance(backbone, HCGNet):
+        raise UserError(f'{source}: its backbone is {type(backbone).__name__} and no HCGNet')
+    if checkpoint is not None:
+        from mmengine.runner.checkpoint import load_checkpoint
+
+        from mmhcg.runs.preflight import check_checkpoint
+        from mmhcg.weights.fit import check_fit
+
+        content = check_checkpoint(checkpoint)
+        names = content.get('state_dict', content)
+        prefix = 'backbone' if any(str(name).startswith('backbone.') for name in names) else None
+        check_fit(checkpoint, content, backbone, prefix)
+        keys = [(r'^backbone\.', '')] if prefix else [(r'^module\.', '')]
+        load_checkpoint(backbone, checkpoint, map_location='cpu', revise_keys=keys, logger='silent')
+    return backbone
+
+
+def run(source: str, out: str, dynamic: bool, shape: tuple[int, int, int], checkpoint: str | None) -> None:
+    """Export, and tell what was checked."""
+    from mmhcg.export import DYNAMIC_SIZES, OPSET, SUFFIXES, TOLERANCE, ExportError, export
+
+    if not out.endswith(SUFFIXES):
+        raise UserError(f'{out} must end in {" or ".join(SUFFIXES)}')
+    sizes = DYNAMIC_SIZES if dynamic else (tuple(shape),)
+    try:
+        errors = export(load_backbone(source, checkpoint), out, None if dynamic else sizes[0])
+    except ImportError as error:
+        raise UserError(f"{error}: pip install -e '.[export]'") from error
+    except (ExportError, OSError) as error:
+        raise UserError(str(error)) from error
+    what = f'ONNX, opset {OPSET}' if out.endswith('.onnx') else 'a program of torch.export'
+    print(f'{out}: {what}, for {"any size" if dynamic else "one size"}. Equal to the network to {TOLERANCE}:')
+    for (batch, height, width), error in zip(sizes, errors):
+        print(f'  {batch} x 3 x {height} x {width}: largest relative error {error:.1e}')
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description='Export HCGNet, and check what came out.')
+    parser.add_argument('source', metavar='CONFIG_OR_ARCH', help='a config file, mmhcg::NAME.py, or b, c')
+    parser.add_argument('--out', required=True, metavar='FILE', help='new file: .onnx or .pt2')
+    parser.add_argument('--dynamic', action='store_true', help='for batches and images of any size')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=3,
+        default=[1, 800, 1216],
+        metavar=('N', 'H', 'W'),
+        help='without --dynamic: the one size (default: 1 800 1216)',
+    )
+    parser.add_argument('--checkpoint', metavar='FILE', help='weights of the backbone or of the detector')
+    cli.run(run, parser, argv)
+
+
+if __name__ == '__main__':
+    main()
