@@ -276,7 +276,21 @@ def metafile() -> str:
     return f'# Written by benchmarks/results_page.py\n{content}'
 
 
-TABLES = {'results': readme_table, 'configs': config_table, 'recipe': recipe_table}
+def performance_table() -> str:
+    """Backbones side by side, as `tools/benchmark.py` measured them."""
+    titles = {'phase': 'phase', 'mode': 'mode', 'candidate': 'network', 'saved_mb': 'MB kept for backward'}
+    titles |= {'operators': 'operators', 'moved_mb': 'MB moved', 'best_ms': 'ms', 'to_plain': 'time to plain'}
+    titles |= {'to_r50': 'time to R-50', 'shape': 'images', 'machine': 'machine', 'software': 'software'}
+    rows = read(RESULTS / 'backbones.csv')
+    return table(list(titles.values()), [[row[title] for title in titles] for row in rows])
+
+
+TABLES = {
+    'results': readme_table,
+    'configs': config_table,
+    'recipe': recipe_table,
+    'performance': performance_table,
+}
 MARKS = re.compile(r'(<!-- begin: (\w+) .*?-->\n).*?(<!-- end: \2 -->)', re.S)
 
 
@@ -284,7 +298,7 @@ def pages() -> dict[Path, str]:
     """What each file should hold; in text, what stands between two marks of a table."""
     filled = {
         path: MARKS.sub(lambda mark: mark[1] + TABLES[mark[2]]() + mark[3], path.read_text(encoding='utf-8'))
-        for path in (ROOT / 'README.md', CONFIGS / 'README.md')
+        for path in (ROOT / 'README.md', CONFIGS / 'README.md', ROOT / 'docs' / 'performance.md')
     }
     return {**filled, CONFIGS / 'metafile.yml': metafile()}
 

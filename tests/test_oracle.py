@@ -12,6 +12,14 @@ from mmhcg.network import get_variant
 SIZES = [(33, 57), (112, 137), (224, 224)]
 
 
+def leaves_of(state):
+    """A copy whose parameters get gradients."""
+    return {
+        name: tensor.clone().requires_grad_(tensor.is_floating_point() and 'running' not in name)
+        for name, tensor in state.items()
+    }
+
+
 # In training mode a gate's BatchNorm over two numbers is close to a step function: the network amplifies one
 # rounding of the image to 1e-6 and more, in the oracle as in ours. The whole is therefore compared with eight
 # images, and with two images module by module, below.
@@ -25,9 +33,7 @@ SIZES = [(33, 57), (112, 137), (224, 224)]
 def test_features_and_gradients_equal_the_oracle(arch, batch, training, size):
     state = random_state(arch)
     trunk = trunk_of(state, arch).train(training)
-    leaves = {
-        name: tensor.clone().requires_grad_(tensor.is_floating_point()) for name, tensor in state.items()
-    }
+    leaves = leaves_of(state)
     image = image_of(batch, size)
     actual_image, expected_image = image.clone().requires_grad_(), image.clone().requires_grad_()
     actual, expected = trunk(actual_image), Oracle(leaves, arch, training)(expected_image)
@@ -37,9 +43,7 @@ def test_features_and_gradients_equal_the_oracle(arch, batch, training, size):
     weights = [image_of(1, feat.shape[-2:], seed=i)[:, :1] for i, feat in enumerate(expected)]
     sum((feat * w).sum() for feat, w in zip(actual, weights)).backward()
     sum((feat * w).sum() for feat, w in zip(expected, weights)).backward()
-    wanted = {
-        key: leaf.grad for key, leaf in leaves.items() if 'running' not in key and leaf.grad is not None
-    }
+    wanted = {key: leaf.grad for key, leaf in leaves.items() if leaf.grad is not None}
     wanted = dict(in_our_names(wanted, arch), image=expected_image.grad)
     assert_gradients_equal(
         dict({name: p.grad for name, p in trunk.named_parameters()}, image=actual_image.grad), wanted
@@ -50,9 +54,7 @@ def test_features_and_gradients_equal_the_oracle(arch, batch, training, size):
 def test_every_module_equals_the_oracle_on_two_training_images(arch, size):
     state = random_state(arch)
     trunk = trunk_of(state, arch).train()
-    leaves = {
-        name: tensor.clone().requires_grad_(tensor.is_floating_point()) for name, tensor in state.items()
-    }
+    leaves = leaves_of(state)
     parameters = dict(trunk.named_parameters())
     oracle, calls = Oracle(leaves, arch, training=True), []
     plain_smg = oracle.smg
@@ -76,7 +78,6 @@ def test_every_module_equals_the_oracle_on_two_training_images(arch, size):
         expected = plain_smg(name, theirs, *args)
         assert relative_error(actual, expected) < 1e-10, name
         own = {key: leaf for key, leaf in leaves.items() if key.startswith(f'{name}.') and leaf.requires_grad}
-        own = {key: leaf for key, leaf in own.items() if 'running' not in key}
         weight = image_of(1, expected.shape[-2:])[:, :1]
         wanted = torch.autograd.grad((expected * weight).sum(), [theirs, *own.values()])
         wanted = dict(in_our_names(dict(zip(own, wanted[1:])), arch), input=wanted[0])
