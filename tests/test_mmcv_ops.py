@@ -1,6 +1,8 @@
 """mmcv's operators, by `mmcv.ops`, against compiled mmcv's recorded answers or their definition in NumPy."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -415,3 +417,38 @@ def test_an_absent_operator_is_named_when_called() -> None:
 def test_no_operator_in_private_names() -> None:
     assert not hasattr(_ext, '__path__')
     assert not hasattr(_ext, '_private')
+
+
+# What a training that diverges gives them
+
+NOT_FINITE = """
+import sys, torch, mmhcg
+from mmcv import ops
+device, value = sys.argv[1], float(sys.argv[2])
+feat = torch.rand(1, 4, 9, 9, device=device, requires_grad=True)
+weight = torch.rand(4, 4, 3, 3, device=device)
+offset = torch.zeros(1, 18, 9, 9, device=device)
+offset[0, 3, 4, 5] = value
+offset.requires_grad_()
+rois = torch.tensor([[0, 1, 1, 5, 5], [0, 1, value, 5, 5]], device=device)
+for out in (
+    ops.deform_conv2d(feat, offset, weight, 1, 1),
+    ops.modulated_deform_conv2d(feat, offset, torch.ones_like(offset[:, ::2]), weight, None, 1, 1),
+    ops.roi_align(feat, rois, (2, 1), 1.0, 0, 'avg'),
+    ops.roi_align(feat, rois, (2, 1), 1.0, 0, 'max'),
+):
+    out.sum().backward()
+    assert out.isnan().any(1).equal(out.isnan().all(1))
+    print(out.isnan().any(1).nonzero().tolist(), flush=True)
+"""
+
+
+@devices
+@pytest.mark.parametrize('value', ['nan', '-inf'])
+def test_positions_that_are_not_finite_give_nan_there(value: str, device: str) -> None:
+    """In a process of its own, which they used to end."""
+    command = [sys.executable, '-c', NOT_FINITE, device, value]
+    result = subprocess.run(command, capture_output=True, text=True)
+    convolved, pooled = '[[0, 4, 5]]', '[[1, 0, 0], [1, 1, 0]]'
+    assert result.stdout.splitlines() == [convolved, convolved, pooled, pooled], result.stderr[-500:]
+    assert result.returncode == 0

@@ -1,4 +1,4 @@
-"""What every operator needs to be called as mmcv calls it: float32 at least, and gradients in buffers."""
+"""What operators need to be called as mmcv calls them: float32 at least, and gradients in buffers."""
 
 from collections.abc import Sequence
 from typing import Callable
@@ -10,6 +10,11 @@ from torch import Tensor
 def full(x: Tensor) -> Tensor:
     """`x` in float32, or in float64 if it is that."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def finite(x: Tensor) -> Tensor:
+    """`x` with 0 for what is not finite: with such positions torchvision leaves its memory on the CPU."""
+    return x.nan_to_num(0, 0, 0)
 
 
 def gradients(

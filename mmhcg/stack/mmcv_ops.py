@@ -16,7 +16,7 @@ from torchvision.ops import deform_conv2d  # importing torchvision also fills to
 
 # By its full name, for Python knows this file as a part of mmcv.
 from mmhcg.stack import plain_ops
-from mmhcg.stack.calling import full, gradients
+from mmhcg.stack.calling import finite, full, gradients
 from mmhcg.stack.plain_ops import (  # noqa: F401  mmcv calls them as they are
     nms_match,
     softnms,
@@ -91,13 +91,15 @@ def roi_align_forward(
     `pool_mode` 0 takes their maximum instead, and notes which it was in `argmax_y` and `argmax_x`.
     """
     feat, bins = full(input), (aligned_height, aligned_width)
+    boxes = finite(rois.to(feat))
     if pool_mode == 1:
-        args = (feat, rois.to(feat), spatial_scale, *bins, sampling_ratio, aligned)
+        args = (feat, boxes, spatial_scale, *bins, sampling_ratio, aligned)
         output.copy_(torch.ops.torchvision.roi_align(*args))
     else:
-        results = plain_ops.roi_align_max(feat, rois.to(feat), spatial_scale, bins, sampling_ratio, aligned)
+        results = plain_ops.roi_align_max(feat, boxes, spatial_scale, bins, sampling_ratio, aligned)
         for buffer, result in zip((output, argmax_y, argmax_x), results):
             buffer.copy_(result)
+    output += (rois * 0).sum(1)[:, None, None, None]  # NaN where a RoI is not finite
 
 
 def roi_align_backward(
@@ -115,7 +117,7 @@ def roi_align_backward(
 ) -> None:
     """Gradient of `roi_align_forward` with respect to its input, in `grad_input` (N, C, H, W)."""
     grad, shape = full(grad_output), grad_input.shape
-    rois = rois.to(grad)
+    rois = finite(rois.to(grad))
     if pool_mode == 1:
         args = (spatial_scale, aligned_height, aligned_width, *shape, sampling_ratio, aligned)
         grad_input.copy_(torch.ops.torchvision._roi_align_backward(grad, rois, *args))
@@ -178,7 +180,8 @@ def _convolution(sizes: dict[str, int], names: dict[str, tuple[str, str]]) -> Ca
 
     def convolve(*tensors: Tensor) -> Tensor:
         input, offset, weight, mask, bias = (*map(full, tensors), None, None)[:5]
-        return deform_conv2d(input, offset, weight, bias, mask=mask, **geometry)
+        output = deform_conv2d(input, finite(offset), weight, bias, mask=mask, **geometry)
+        return output + (offset * 0).sum(1, keepdim=True)  # NaN where an offset is not finite
 
     return convolve
 
