@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip('mmdet')
 
+from mmengine.logging import MessageHub
 from torch import nn
 
 from mmhcg.analysis.rehearsal import build_untrained, rehearse, without_pretrained
@@ -77,6 +78,16 @@ def test_nothing_but_running_averages_changes(retinanet):
     torch.manual_seed(5)
     assert after.equal(torch.rand(3))
     assert all(tensor.equal(before[name]) for name, tensor in retinanet.named_parameters())
+
+
+def test_heads_ask_the_rehearsal_how_far_it_is_not_a_run_made_since(monkeypatch):
+    monkeypatch.setattr(MessageHub, '_instance_dict', {})
+    rehearse(build_untrained(load_config(RETINANET)))
+    run = MessageHub.get_instance('a run that has not begun')
+    tood = build_untrained(load_config('mmdet::tood/tood_r50_fpn_1x_coco.py'))
+    assert rehearse(tood).losses['loss_bbox'] > 0
+    assert MessageHub.get_current_instance() is run
+    assert dict(run.runtime_info) == {}
 
 
 def test_the_same_model_gives_the_same_losses(retinanet):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -105,36 +107,55 @@ def rehearse(model: nn.Module, shape: tuple[int, int] = (128, 160), images: int 
     """Run losses, their gradients and a prediction of a detector from `build_untrained`.
 
     The model keeps its weights, but neither the running averages of its norms nor its gradients. Global
-    random numbers stay as they were.
+    random numbers and MMEngine's record of a running training stay as they were.
 
     Args:
         model: A detector, or a tracker with a head that is trained.
         shape: Height and width of the images in pixels, for models that do not fix the size themselves.
-        images: How many, or videos, the losses are of; the prediction is of the first.
+        images: How many, or videos, the losses are of; the prediction is of one.
 
     Raises:
         FloatingPointError: A loss is not finite.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        # Some heads and preprocessors ask the running training, of which there is none, how far it is.
-        MessageHub.get_instance('rehearsal').update_info_dict(dict(iter=0, epoch=0))
-        shape = _shape(model, shape)
+    return Rehearsal(*train_once(model, shape, images), predict_once(model, shape))
 
+
+def train_once(
+    model: nn.Module, shape: tuple[int, int] = (128, 160), images: int = 2
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """The first half of `rehearse`: the losses, and which of the backbone's parameters get no gradient."""
+    with _apart():
         model.train()
         model.zero_grad()
-        loss, losses = model.parse_losses(model(**_batch(model, shape, images, training=True), mode='loss'))
+        batch = _batch(model, _shape(model, shape), images, training=True)
+        loss, losses = model.parse_losses(model(**batch, mode='loss'))
         losses = {name: value.item() for name, value in losses.items() if 'loss' in name}  # no accuracies
         if not all(math.isfinite(value) for value in losses.values()):
             raise FloatingPointError(f'a loss is not finite: {losses}')
         loss.backward()
-        backbone = getattr(model, 'detector', model).backbone
-        missing = [name for name, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
+    backbone = getattr(model, 'detector', model).backbone
+    parameters = backbone.named_parameters()
+    return losses, tuple(name for name, p in parameters if p.requires_grad and p.grad is None)
 
+
+def predict_once(model: nn.Module, shape: tuple[int, int] = (128, 160)) -> int | None:
+    """The second half of `rehearse`: how many objects are found in one image or video."""
+    with _apart(), torch.no_grad():
         model.eval()
-        with torch.no_grad():
-            (result,) = model(**_batch(model, shape, 1, training=False), mode='predict')
-    return Rehearsal(losses, tuple(missing), _detections(result))
+        (result,) = model(**_batch(model, _shape(model, shape), 1, training=False), mode='predict')
+    return _detections(result)
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Random numbers, and a training that has just begun, for heads that ask MMEngine how far it is.
+
+    It tells them of the run that was made last, so that there must be no other.
+    """
+    with torch.random.fork_rng(devices=[]), patch.dict(MessageHub._instance_dict, clear=True):
+        torch.manual_seed(0)
+        MessageHub.get_instance('rehearsal').update_info_dict(dict(iter=0, epoch=0))
+        yield
 
 
 def _shape(model: nn.Module, shape: tuple[int, int]) -> tuple[int, int]:
@@ -176,12 +197,7 @@ def _sample(model: nn.Module, shape: tuple[int, int], frame: int = 0) -> DetData
     """The truth about an image, with whatever of semantic maps and proposals the model asks for."""
     height, width = shape
     size = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), shape)
-    border = (
-        0,
-        height,
-        0,
-        width,
-    )  # where in the padded image the whole one lies, for CenterNet and CornerNet
+    border = (0, height, 0, width)  # of the image in the padded one, for CenterNet and CornerNet
     info = dict(scale_factor=(1.0, 1.0), flip=False, border=border, img_id=0, img_path='', frame_id=frame)
     sample = DetDataSample(metainfo=dict(size, **info))
     boxes = (torch.tensor(BOXES) * torch.tensor([width, height, width, height])).round()
