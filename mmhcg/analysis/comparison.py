@@ -31,12 +31,13 @@ def compare_detectors(old: Config, new: Config, shape: tuple[int, int] = (800, 1
         UserError: The new detector fails at a step that the old one gets past.
     """
     told, fault = _rehearsed(new)
+    lines = told[1:]  # that it is built goes without saying
     if fault:
         before, fault_before = _rehearsed(old)
         if len(before) > len(told):
             raise UserError(f'the new detector fails in {fault} (the old one gets past this)')
-        told += [f'the new detector fails in {fault}', f'and the old one in {fault_before}']
-    return '\n'.join([*_table(old, new, shape), *told[1:]]) + '\n'
+        lines += [f'the new detector fails in {fault}', f'and the old one in {fault_before}']
+    return '\n'.join([*_table(old, new, shape), *lines]) + '\n'
 
 
 def _rehearsed(cfg: Config) -> tuple[list[str], str]:
