@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import warnings
 
-from mmhcg.runs import UserError, cli
+from mmhcg.runs import cli
 
 
 def swap(config: str, arch: str, pretrained: str | bool | None, out: str | None, check: bool) -> None:
     """Print the new config, or write it to `out`."""
-    from mmhcg.runs.config import load_config
-    from mmhcg.swap import config_text, swap_backbone, write_config
+    from mmhcg.runs.config import detector_of, load_config
+    from mmhcg.swap import check_out, config_text, swap_backbone, write_config
 
-    if out is not None and os.path.exists(out):  # before the check, which takes a while
-        raise UserError(f'{out} is there already: remove it or name another file')
-    old, new = load_config(config), swap_backbone(config, arch, pretrained=pretrained)
+    if out is not None:
+        check_out(out)
+    old = load_config(config)
+    new = swap_backbone(old, arch, pretrained=pretrained)
+    text = config_text(config, old, new, out)  # before the check, which takes a while
     if check:
         from mmengine.logging import MMLogger
 
@@ -26,13 +29,13 @@ def swap(config: str, arch: str, pretrained: str | bool | None, out: str | None,
         warnings.simplefilter('ignore')
         print(compare_detectors(old, new))
     if out is None:
-        print(config_text(config, old, new), end='')
+        print(text, end='')
     else:
-        try:
-            write_config(config, old, new, out)
-        except OSError as error:
-            raise UserError(str(error)) from error
+        write_config(text, out)
         print(f'written to {out}')
+    init = detector_of(new).backbone.init_cfg
+    if init and '://' not in init.checkpoint and not os.path.exists(init.checkpoint):
+        print(f'note: {init.checkpoint} is not there yet; training will look for it', file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,7 +48,12 @@ def main(argv: list[str] | None = None) -> None:
         '--no-pretrained', dest='pretrained', action='store_false', help='random weights, nothing frozen'
     )
     weights.set_defaults(pretrained=None)
-    parser.add_argument('--out', metavar='FILE.py', help='new file for the config (default: print it)')
+    parser.add_argument(
+        '--out',
+        metavar='FILE.py',
+        help='new file for the config (default: print it; where it inherits from a file, that path is then '
+        'relative to this folder)',
+    )
     parser.add_argument(
         '--check',
         action='store_true',

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
+
 from mmengine.config import Config
 
 from mmhcg.analysis.complexity import count_complexity
-from mmhcg.analysis.rehearsal import build_untrained, rehearse, without_pretrained
+from mmhcg.analysis.rehearsal import build_untrained, predict_once, train_once, without_pretrained
 from mmhcg.runs.config import build_detector
 from mmhcg.runs.errors import UserError
-from mmhcg.swap import measure_levels
+from mmhcg.swap import measure_config
+
+STEPS = ('building', 'a training step', 'a prediction')
 
 
 def compare_detectors(old: Config, new: Config, shape: tuple[int, int] = (800, 1280)) -> str:
-    """A table of levels, parameters and multiply-adds, after a training step and a prediction of the new one.
+    """A table of levels, parameters and multiply-adds, and what a training step and a prediction gave.
+
+    Where the old detector fails, too, no later than the new one, both failures stand there instead, and '?'
+    in the table for what cannot be computed.
 
     Args:
         old: The config before.
@@ -20,42 +28,56 @@ def compare_detectors(old: Config, new: Config, shape: tuple[int, int] = (800, 1
         shape: Height and width of the image for which multiply-adds are counted.
 
     Raises:
-        UserError: The new detector does not build or run, or its backbone gets no gradient somewhere.
+        UserError: The new detector fails at a step that the old one gets past.
     """
+    told, fault = _rehearsed(new)
+    lines = told[1:]  # that it is built goes without saying
+    if fault:
+        before, fault_before = _rehearsed(old)
+        if len(before) > len(told):
+            raise UserError(f'the new detector fails in {fault} (the old one gets past this)')
+        lines += [f'the new detector fails in {fault}', f'and the old one in {fault_before}']
+    return '\n'.join([*_table(old, new, shape), *lines]) + '\n'
+
+
+def _rehearsed(cfg: Config) -> tuple[list[str], str]:
+    """What each step of a detector gave, as far as it comes, and how the next one fails."""
+    told = []
     try:
-        model = build_untrained(new)
-        rehearsal = rehearse(model)
+        for line in _steps(cfg):
+            told.append(line)
     except Exception as error:  # of any detector
-        before = 'but the old one does' if _runs(old) else 'nor does the old one'
-        raise UserError(
-            f'the new detector does not run, {before}: {type(error).__name__}: {error}'
-        ) from error
-    if rehearsal.without_gradient:
-        raise UserError(f'no gradient reaches {", ".join(rehearsal.without_gradient[:3])} of the backbone')
-    models = [build_detector(without_pretrained(cfg)) for cfg in (old, new)]
-    before, now = (measure_levels(m.backbone) for m in models)
-    lines = [f'{"stride":>13}{"channels before":>17}{"now":>9}']
-    lines += [f'{a.stride:13}{a.channels:17}{b.channels:9}' for a, b in zip(before, now)]
-    parts = [count_complexity(m, shape) for m in models]
-    for field, title, unit, name in (
-        ('parameters', 'parameters', 1e6, 'M'),
-        ('exact', 'multiply-adds', 1e9, 'G'),
+        return told, f'{STEPS[len(told)]}: {type(error).__name__}: {error}'
+    return told, ''
+
+
+def _steps(cfg: Config) -> Iterator[str]:
+    model = build_untrained(cfg)
+    yield 'it is built'
+    losses, missing = train_once(model)
+    if missing:
+        raise RuntimeError(f'no gradient reaches {", ".join(missing[:3])} of the backbone')
+    yield f'a training step: loss {losses["loss"]:.3g}, with a gradient for all of the backbone that trains'
+    objects = predict_once(model)
+    yield 'a prediction: done' + ('' if objects is None else f', {objects} objects')
+
+
+def _table(old: Config, new: Config, shape: tuple[int, int]) -> Iterator[str]:
+    yield f'{"stride":>13}{"channels before":>17}{"now":>9}'
+    for before, now in zip(measure_config(old), measure_config(new)):
+        yield f'{before.stride:13}{before.channels:17}{now.channels:9}'
+    for title, unit, before, now in zip(
+        ('parameters', 'multiply-adds'), 'MG', _sizes(old, shape), _sizes(new, shape)
     ):
-        sums = [sum(getattr(part, field) for part in counted) / unit for counted in parts]
-        lines.append(f'{title:13}{sums[0]:15.2f} {name}{sums[1]:7.2f} {name}')
-    found = '' if rehearsal.detections is None else f', {rehearsal.detections} objects'
-    lines.append(f'(image of {shape[0]}x{shape[1]})')
-    lines.append(
-        f'a training step: loss {rehearsal.losses["loss"]:.3g}, '
-        'with a gradient for all of the backbone that trains'
-    )
-    lines.append(f'a prediction: done{found}')
-    return '\n'.join(lines) + '\n'
+        yield f'{title:13}{before:>15} {unit}{now:>7} {unit}'
+    yield f'(image of {shape[0]}x{shape[1]})'
 
 
-def _runs(cfg: Config) -> bool:
-    try:
-        rehearse(build_untrained(cfg))
-    except Exception:  # of any detector
-        return False
-    return True
+def _sizes(cfg: Config, shape: tuple[int, int]) -> list[str]:
+    """Parameters in millions and multiply-adds in billions."""
+    sizes = ['?', '?']
+    with suppress(Exception):  # of any detector; the steps tell of it
+        model = build_detector(without_pretrained(cfg))
+        sizes[0] = f'{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f}'
+        sizes[1] = f'{sum(part.exact for part in count_complexity(model, shape)) / 1e9:.2f}'
+    return sizes

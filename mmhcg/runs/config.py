@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from copy import deepcopy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from torch.nn import Module
 from mmhcg.runs.errors import UserError
 
 
-def load_config(config: str | Path | Config, cfg_options: dict[str, Any] | None = None) -> Config:
+def load_config(
+    config: str | Path | Config | dict[str, Any], cfg_options: dict[str, Any] | None = None
+) -> Config:
     """The config in a file or by its name (`mmhcg::NAME.py`), or a copy of the one given, with `cfg_options`.
 
     Raises:
@@ -28,11 +32,14 @@ def load_config(config: str | Path | Config, cfg_options: dict[str, Any] | None 
         raise UserError(
             f"MMDetection cannot be imported ({error}): pip install -e '.[standalone]'"
         ) from error
-    if isinstance(config, Config):
-        cfg = deepcopy(config)
+    if isinstance(config, (Config, dict)):
+        cfg = deepcopy(config) if isinstance(config, Config) else Config(deepcopy(config))
+    elif not isinstance(config, (str, os.PathLike)):
+        raise UserError(f'a config is a file, a name such as mmdet::FAMILY/NAME.py or a dict, not {config!r}')
     elif '::' not in str(config) and not os.path.isfile(config):
         raise UserError(f'no config file {os.path.abspath(config)}')
     else:
+        _refuse_odd_name(str(config))
         try:
             cfg = get_config(str(config)) if '::' in str(config) else Config.fromfile(config)
         except Exception as error:  # a config is a program, so it can fail in any way
@@ -42,6 +49,15 @@ def load_config(config: str | Path | Config, cfg_options: dict[str, Any] | None 
     except (KeyError, TypeError, AssertionError) as error:
         raise UserError(f'--cfg-options do not fit the config: {error}') from error
     return cfg
+
+
+def _refuse_odd_name(name: str) -> None:
+    """MMEngine parses only letters and digits in the folder, nor could a config inherit by such a name."""
+    package, _, rest = name.partition('::')
+    if rest and not re.match(r'\w*/', rest) and package.isidentifier() and (spec := find_spec(package)):
+        path = Path(spec.origin).parent / '.mim' / 'configs' / rest
+        if path.is_file():
+            raise UserError(f'MMEngine cannot read the name {name}: give the file, {path}')
 
 
 def detector_of(cfg: Config) -> ConfigDict:

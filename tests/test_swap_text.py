@@ -1,0 +1,159 @@
+"""A swapped config as a file, and the command that prints or writes it."""
+
+import re
+
+import pytest
+from mmengine.config import Config
+from test_configs import without_scopes
+from tiny_run import load_tool
+
+from mmhcg.runs import UserError
+from mmhcg.runs.config import build_detector, load_config
+from mmhcg.swap import config_text, swap_backbone, write_config
+
+RETINANET = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+PURE = """
+from mmdet.models import FPN, ResNet, RetinaNet
+from mmengine.config import read_base
+from torch.nn import SyncBatchNorm
+
+model = dict(
+    type=RetinaNet,
+    backbone=dict(
+        type=ResNet,
+        depth=18,
+        norm_cfg=dict(type=SyncBatchNorm),
+        init_cfg=dict(type='Pretrained', checkpoint='x'),
+    ),
+    neck=dict(type=FPN, in_channels=[64, 128, 256, 512], out_channels=8, num_outs=4),
+)
+"""
+
+
+@pytest.fixture
+def tool():
+    return load_tool('swap_backbone').main
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A user's file."""
+    path = tmp_path / 'mine.py'
+    path.write_text(f'_base_ = {RETINANET!r}\n')
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['retinanet/retinanet_r18_fpn_1x_coco', 'libra_rcnn/libra-retinanet_r50_fpn_1x_coco', 'ssd/ssd300_coco'],
+)
+def test_written_config_is_short_and_loads_without_us(tmp_path, name):
+    base = f'mmdet::{name}.py'
+    old, new = load_config(base), swap_backbone(base)
+    out = tmp_path / 'new' / 'swapped.py'
+    text = config_text(base, old, new, out)
+    assert text.count('\n') < 35
+    assert all(len(line) < 101 for line in text.splitlines())
+    write_config(text, out)
+    assert without_scopes(Config.fromfile(out).to_dict()) == without_scopes(new.to_dict())
+    with pytest.raises(UserError, match='is there already'):
+        write_config(text, out)
+
+
+def test_where_types_come_from_is_not_written(tmp_path, capsys, tool):
+    (tmp_path / 'mine.py').write_text("_base_ = 'mmdet::libra_rcnn/libra-retinanet_r50_fpn_1x_coco.py'\n")
+    assert '_scope_' in load_config(tmp_path / 'mine.py').model
+    tool([str(tmp_path / 'mine.py')])
+    out = capsys.readouterr().out
+    assert 'neck=[' in out
+    assert '_scope_' not in out
+
+
+def test_weights_of_the_whole_old_detector_are_dropped(tmp_path):
+    name = 'mmdet::cityscapes/faster-rcnn_r50_fpn_1x_cityscapes.py'
+    old, new = load_config(name), swap_backbone(name)
+    assert old.load_from and new.load_from is None
+    assert new.model.backbone.init_cfg.checkpoint == 'checkpoints/hcgnet_b_in1k.safetensors'
+    write_config(config_text(name, old, new), tmp_path / 'swapped.py')
+    assert Config.fromfile(tmp_path / 'swapped.py').load_from is None
+    new = swap_backbone('mmdet::mask2former_vis/mask2former_r50_8xb2-8e_youtubevis2019.py')
+    assert new.model.init_cfg is None
+
+
+def test_a_pure_python_config_is_written_whole(tmp_path, capsys, tool):
+    """No text config can inherit from it: this is said at once, with the way out."""
+    (tmp_path / 'pure.py').write_text(PURE)
+    path = str(tmp_path / 'pure.py')
+    for options in ([], ['--out', str(tmp_path / 'new.py'), '--check']):
+        with pytest.raises(SystemExit, match='2'):
+            tool([path, *options])
+        out, err = capsys.readouterr()
+        assert out == ''
+        assert f'no file can inherit from {path}' in err
+        assert f"mmhcg.swap_backbone('{path}').dump(" in err
+    assert not (tmp_path / 'new.py').exists()
+    swap_backbone(path).dump(tmp_path / 'new.py')
+    cfg = Config.fromfile(tmp_path / 'new.py')
+    assert cfg.model.backbone.norm_cfg == dict(type='SyncBN', requires_grad=True)
+    assert cfg.model.neck.in_channels == [160, 368, 952, 1244]
+
+
+def test_a_file_that_would_read_differently_is_refused(mine):
+    old, new = load_config(mine), swap_backbone(mine)
+    old.model.neck.out_channels = new.model.neck.out_channels = 7  # as no file says
+    with pytest.raises(UserError, match=r'no file can inherit from .*: it reads differently'):
+        config_text(mine, old, new)
+
+
+def test_the_tool_prints(mine, capsys, tool):
+    tool([mine, '--arch', 'c'])
+    assert 'neck=dict(in_channels=[352, 848, 1720, 2428])' in capsys.readouterr().out
+    tool([mine, '--no-pretrained'])
+    out, err = capsys.readouterr()
+    assert 'init_cfg=None' in out and 'note' not in err
+    assert f'_base_ = {mine!r}' in out
+
+
+def test_the_tool_writes(mine, tmp_path, capsys, tool):
+    out = tmp_path / 'sub' / 'swapped.py'
+    tool([mine, '--out', str(out)])
+    assert "_base_ = '../mine.py'" in out.read_text()
+    assert build_detector(out).backbone.out_channels == (160, 368, 952, 1244)
+
+
+def test_weights_that_are_not_there_yet_are_told_of(mine, tmp_path, capsys, tool):
+    weights = tmp_path / 'w.pth'
+    tool([mine, '--pretrained', str(weights)])
+    out, err = capsys.readouterr()
+    assert f"checkpoint='{weights}'" in out
+    assert f'note: {weights} is not there yet' in err
+    weights.touch()
+    for there in (str(weights), 'https://example.org/w.pth'):
+        tool([mine, '--pretrained', there])
+        assert 'note' not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('out', 'message'),
+    [
+        ('mine.py', 'is there already'),
+        ('new', "must end in .py, not '.*new'"),
+        ('', "must end in .py, not ''"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_at_once(mine, tmp_path, capsys, tool, out, message):
+    with pytest.raises(SystemExit, match='2'):
+        tool(['no such config', '--out', str(tmp_path / out) if out else ''])
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(mine, capsys, tool):
+    with pytest.raises(SystemExit, match='2'):
+        tool([mine, '--out', f'{mine}/new.py'])
+    assert 'mine.py' in capsys.readouterr().err
+
+
+def test_refusals_end_in_a_message(capsys, tool):
+    with pytest.raises(SystemExit, match='2'):
+        tool(['mmdet::tridentnet/tridentnet_r50-caffe_1x_coco.py'])
+    assert 'shared_head' in capsys.readouterr().err
