@@ -4,8 +4,9 @@ import pytest
 from mmdet.models import ResNet
 from tiny_run import load_tool
 
-from mmhcg.analysis import comparison, count_complexity
+from mmhcg.analysis import comparison
 from mmhcg.analysis.comparison import compare_detectors
+from mmhcg.analysis.complexity import count_complexity
 from mmhcg.runs import UserError
 from mmhcg.runs.config import build_detector, load_config
 from mmhcg.swap import swap_backbone
