@@ -1,10 +1,11 @@
 """The run through MMDetection's configs: sorted, resumed, and stopped by nothing."""
 
+import csv
 import os
 import time
 
 import pytest
-from tiny_run import load_tool
+from tiny_run import REPO, load_tool
 
 from mmhcg.analysis import zoo
 from mmhcg.analysis.zoo import Row, all_configs, build_both, run_zoo
@@ -101,3 +102,37 @@ def die(row):
 def test_a_crash_is_booked_where_it_happened(control, field):
     (row,) = zoo._each(die, [Row(RETINANET, 'replaceable', built='ok', control=control)], jobs=1)
     assert getattr(row, field) == 'its process ended with 9'
+
+
+def test_shipped_results_meet_the_bar():
+    with (REPO / 'benchmarks/results/zoo.csv').open(newline='', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len({row['config'] for row in rows}) > 800
+    assert {row['built'] for row in rows if row['status'] == 'replaceable'} == {'ok'}
+    control, swapped = (
+        {row['config'].split('/')[0] for row in rows if row[step] == 'ok'} for step in ('control', 'swapped')
+    )
+    assert len(control) >= 75
+    assert swapped == control
+
+
+def test_rows_of_other_software_are_not_kept(tmp_path, monkeypatch):
+    path = tmp_path / 'zoo.csv'
+    rows = [zoo.Row('a/a.py', 'no backbone'), zoo.Row('a/b.py', 'no backbone', software='another')]
+    zoo._write(path, rows)
+    monkeypatch.setattr(zoo, 'all_configs', lambda: ['a/a.py', 'a/b.py'])
+    asked = []
+    monkeypatch.setattr(zoo, '_each', lambda function, names, jobs: asked.append(list(names)) or [])
+    assert [row.config for row in zoo.run_zoo(path)] == ['a/a.py']
+    assert asked[0] == ['a/b.py']
+
+
+def test_a_file_of_other_columns_and_no_jobs_are_refused(tmp_path, capsys):
+    (tmp_path / 'other.csv').write_text('a,b\n1,2\n')
+    for argv, message in (
+        (['--csv', str(tmp_path / 'other.csv')], 'is no file of this tool'),
+        (['--csv', str(tmp_path / 'new.csv'), '--jobs', '0'], '--jobs must be 1 or more'),
+    ):
+        with pytest.raises(SystemExit):
+            load_tool('swap_zoo').main(argv)
+        assert message in capsys.readouterr().err

@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from mmhcg.runs import cli
+from mmhcg.runs import UserError, cli
 
 
 def run(csv: str, jobs: int, build_only: bool) -> None:
@@ -14,6 +14,9 @@ def run(csv: str, jobs: int, build_only: bool) -> None:
     import torch
 
     from mmhcg.analysis.zoo import OK, run_zoo
+
+    if jobs < 1:
+        raise UserError(f'--jobs must be 1 or more, not {jobs}')
 
     torch.set_num_threads(1)
     rows = run_zoo(Path(csv), jobs, steps=not build_only)

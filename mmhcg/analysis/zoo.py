@@ -21,6 +21,7 @@ from time import monotonic
 import mmdet
 import torch
 
+import mmhcg
 from mmhcg.analysis.rehearsal import build_untrained, rehearse, without_pretrained
 from mmhcg.runs.config import build_detector, detector_of, load_config
 from mmhcg.runs.errors import UserError
@@ -29,6 +30,7 @@ from mmhcg.swap import SwapError, swap_backbone
 CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 SECONDS = 300  # that a config may take
 OK = 'ok'
+SOFTWARE = f'mmhcg {mmhcg.__version__}, mmdet {mmdet.__version__}, PyTorch {torch.__version__.split("+")[0]}'
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Row:
     built: str = ''
     control: str = ''
     swapped: str = ''
-    software: str = f'mmdet {mmdet.__version__}, PyTorch {torch.__version__.split("+")[0]}'
+    software: str = SOFTWARE
 
 
 def all_configs() -> list[str]:
@@ -103,8 +105,11 @@ def run_swapped(row: Row) -> Row:
 
 
 def run_zoo(path: Path, jobs: int = 2, steps: bool = True) -> list[Row]:
-    """Go through all configs, then through the families until one config of each has run."""
-    rows = {row.config: row for row in _read(path)}
+    """Go through all configs, then through the families until one config of each has run.
+
+    Rows in the file are kept if they were found with the software that is running now.
+    """
+    rows = {row.config: row for row in _read(path) if row.software == SOFTWARE}
     for row in _each(build_both, [name for name in all_configs() if name not in rows], jobs):
         rows[row.config] = row
         _write(path, rows.values())
@@ -184,7 +189,10 @@ def _read(path: Path) -> list[Row]:
     if not path.exists():
         return []
     with path.open(newline='', encoding='utf-8') as file:
-        return [Row(**{**row, 'parameters': int(row['parameters'])}) for row in csv.DictReader(file)]
+        rows = csv.DictReader(file)
+        if rows.fieldnames != [field.name for field in fields(Row)]:
+            raise UserError(f'{path} is no file of this tool: its columns are {rows.fieldnames}')
+        return [Row(**{**row, 'parameters': int(row['parameters'])}) for row in rows]
 
 
 def _write(path: Path, rows: Iterable[Row]) -> None:
