@@ -4,6 +4,8 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
+import mmhcg  # noqa: F401  provides mmcv's operators, before a test imports MMDetection
+
 
 @pytest.fixture(autouse=True)
 def own_settings():
