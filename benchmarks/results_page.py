@@ -10,7 +10,7 @@ import argparse
 import csv
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import reduce
 from pathlib import Path
@@ -23,7 +23,9 @@ from mmengine.config import Config
 
 import mmhcg
 from mmhcg.analysis.complexity import count_complexity
-from mmhcg.runs.config import build_detector
+from mmhcg.analysis.rehearsal import without_pretrained
+from mmhcg.runs.config import build_detector, load_config
+from mmhcg.swap import swap_backbone
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS, RESULTS = ROOT / 'configs', ROOT / 'benchmarks' / 'results'
@@ -32,6 +34,12 @@ MMDET_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 LARGE = ('mask_rcnn_hcgnet_c_fpn_1x_coco',)  # of R-101's size, so that R-101 is its baseline
 SOURCES = ('paper', 'measured here')  # that a row of results may name
 COCO = 'COCO val2017'
+SWAPS = RESULTS / 'swaps.csv'
+SWAPPED = (  # docs/swap.md's examples
+    'retinanet/retinanet_r50_fpn_1x_coco',
+    'deformable_detr/deformable-detr_r50_16xb2-50e_coco',
+    'yolox/yolox_s_8xb8-300e_coco',
+)
 SHAPE = {'mask_rcnn_hcgnet_demo_shapes': (96, 96)}  # of the image that is counted; 800x1280 for COCO
 
 
@@ -56,10 +64,20 @@ def count(name: str) -> dict[str, Any]:
     return dict(config=name, image=f'{height}x{width}', **sums, backbone_exact=backbone)
 
 
-def write_complexity() -> None:
-    """Write complexity.csv, which takes a minute or two."""
-    rows = [count(name) for name in names()]
-    with COMPLEXITY.open('w', newline='', encoding='utf-8') as file:
+def count_swapped(name: str) -> dict[str, Any]:
+    """The row of swaps.csv for a config of MMDetection's: its detector before and after the swap."""
+    old = without_pretrained(load_config(f'mmdet::{name}.py'))
+    row: dict[str, Any] = dict(config=name, image='800x1280')
+    for when, cfg in (('before', old), ('now', swap_backbone(old))):
+        parts = count_complexity(build_detector(cfg), (800, 1280))
+        for field in ('parameters', 'exact'):
+            row[f'{field}_{when}'] = sum(getattr(part, field) for part in parts)
+    return row
+
+
+def write(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write rows as a CSV file."""
+    with path.open('w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, rows[0], lineterminator='\n')
         writer.writeheader()
         writer.writerows(rows)
@@ -276,20 +294,67 @@ def metafile() -> str:
     return f'# Written by benchmarks/results_page.py\n{content}'
 
 
-def performance_table() -> str:
-    """Backbones side by side, as `tools/benchmark.py` measured them."""
+def performance_table(model: str = 'backbone') -> str:
+    """Networks side by side, as `tools/benchmark.py` measured them."""
     titles = {'phase': 'phase', 'mode': 'mode', 'candidate': 'network', 'saved_mb': 'MB kept for backward'}
     titles |= {'operators': 'operators', 'moved_mb': 'MB moved', 'best_ms': 'ms', 'to_plain': 'time to plain'}
     titles |= {'to_r50': 'time to R-50', 'shape': 'images', 'machine': 'machine', 'software': 'software'}
-    rows = read(RESULTS / 'backbones.csv')
+    rows = [row for row in read(RESULTS / 'backbones.csv') if row['model'] == model]
+    titles = {key: title for key, title in titles.items() if any(row[key] for row in rows)}
     return table(list(titles.values()), [[row[title] for title in titles] for row in rows])
 
 
+def swaps_table() -> str:
+    """docs/swap.md's examples, before and after."""
+    head = ('', 'parameters before', 'now', 'multiply-adds before', 'now')
+    rows = []
+    for row in read(SWAPS):
+        sizes = [
+            f'{int(row[f"{field}_{when}"]) / scale:.2f} {unit}'
+            for field, scale, unit in (('parameters', 1e6, 'M'), ('exact', 1e9, 'G'))
+            for when in ('before', 'now')
+        ]
+        rows.append([f'`{row["config"]}`', *sizes])
+    return table(head, rows)
+
+
+def zoo_table() -> str:
+    """How far the swap reaches, as `tools/swap_zoo.py` found it."""
+    rows = read(RESULTS / 'zoo.csv')
+    statuses = Counter(row['status'] for row in rows)
+    families = defaultdict(list)
+    for row in rows:
+        if row['built'] == 'ok':
+            families[row['config'].split('/')[0]].append(row)
+    run = {
+        field: {name for name, members in families.items() if any(row[field] == 'ok' for row in members)}
+        for field in ('control', 'swapped')
+    }
+    counts = {
+        'config files of MMDetection, without those that only others inherit from': len(rows),
+        'can be replaced': statuses['replaceable'],
+        'of these, the new detector builds': sum(row['built'] == 'ok' for row in rows),
+        'refused, see above': statuses['refused'],
+        'no detector, or none with a backbone': statuses['no backbone'],
+        'cannot be built before the swap where this was measured': statuses['broken before'],
+        'families (folders) of which a config trains and predicts with its own backbone': len(run['control']),
+        'of these, with HCGNet, too': len(run['control'] & run['swapped']),
+        'families that build and do not run with their own backbone': ', '.join(
+            sorted(set(families) - run['control'])
+        ),
+        'software': ', '.join(sorted({row['software'] for row in rows})),
+    }
+    return table(('', ''), [[title, str(count)] for title, count in counts.items()])
+
+
 TABLES = {
+    'swaps': swaps_table,
+    'zoo': zoo_table,
     'results': readme_table,
     'configs': config_table,
     'recipe': recipe_table,
     'performance': performance_table,
+    'detectors': lambda: performance_table('Mask R-CNN'),
 }
 MARKS = re.compile(r'(<!-- begin: (\w+) .*?-->\n).*?(<!-- end: \2 -->)', re.S)
 
@@ -298,7 +363,7 @@ def pages() -> dict[Path, str]:
     """What each file should hold; in text, what stands between two marks of a table."""
     filled = {
         path: MARKS.sub(lambda mark: mark[1] + TABLES[mark[2]]() + mark[3], path.read_text(encoding='utf-8'))
-        for path in (ROOT / 'README.md', CONFIGS / 'README.md', ROOT / 'docs' / 'performance.md')
+        for path in (ROOT / 'README.md', CONFIGS / 'README.md', *sorted((ROOT / 'docs').glob('*.md')))
     }
     return {**filled, CONFIGS / 'metafile.yml': metafile()}
 
@@ -312,7 +377,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--count', action='store_true', help='count parameters and multiply-adds anew first')
     options = parser.parse_args(argv)
     if options.count:
-        write_complexity()
+        write([count(name) for name in names()], COMPLEXITY)
+        write([count_swapped(name) for name in SWAPPED], SWAPS)
     for path, text in pages().items():
         old = path.read_text(encoding='utf-8') if path.exists() else None
         if options.check and old != text:

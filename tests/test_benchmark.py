@@ -65,6 +65,41 @@ def test_benchmark_writes_what_it_prints(options, tmp_path, capsys):
     assert (tmp_path / 'plot.png').stat().st_size > 5000
 
 
+def test_whole_detectors_are_measured_as_well(tmp_path, capsys):
+    path = tmp_path / 'rows.csv'
+    argv = [
+        '--detector',
+        '--phase',
+        'train',
+        '--shape',
+        '1',
+        '64',
+        '96',
+        '--repeats',
+        '1',
+        '--csv',
+        str(path),
+    ]
+    load_tool('benchmark').main(argv)
+    with path.open(newline='') as file:
+        rows = {row['candidate']: row for row in csv.DictReader(file)}
+    assert list(rows) == ['b', 'b with_cp', 'r50']
+    assert {row['model'] for row in rows.values()} == {'Mask R-CNN'}
+    assert float(rows['b']['saved_mb']) < float(rows['r50']['saved_mb'])
+
+
+def test_a_detector_trains_and_predicts_masks():
+    from mmhcg.analysis.mask_rcnn import MaskRCNN
+
+    detector, image = MaskRCNN('mask_rcnn_hcgnet_b_fpn_1x_coco'), torch.randn(1, 3, 96, 128)
+    losses = detector.train()(image)
+    assert len(losses) == 5 + 5 + 3  # of five levels of proposals, classes and boxes; classes, boxes, masks
+    assert all(loss.isfinite() for loss in losses)
+    with torch.no_grad():
+        (result,) = detector.eval()(image)
+    assert len(result.pred_instances.masks) == 100  # as many as it may
+
+
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [

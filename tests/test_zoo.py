@@ -136,3 +136,13 @@ def test_a_file_of_other_columns_and_no_jobs_are_refused(tmp_path, capsys):
         with pytest.raises(SystemExit):
             load_tool('swap_zoo').main(argv)
         assert message in capsys.readouterr().err
+
+
+def test_a_stopped_run_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zoo, 'run_zoo', stop)
+    with pytest.raises(SystemExit):
+        load_tool('swap_zoo').main(['--csv', str(tmp_path / 'zoo.csv')])
+    assert 'the same command goes on from there' in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,11 +35,32 @@ def networks(archs: list[str], against: list[str], mode: str, phase: str) -> Ite
         yield name, Stages(getattr(torchvision.models, name.replace('r', 'resnet'))())
 
 
+def detectors(archs: list[str], against: list[str], mode: str, phase: str) -> Iterator[tuple[str, nn.Module]]:
+    """Mask R-CNN with each backbone."""
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # MMEngine's
+    from mmhcg.analysis.mask_rcnn import MaskRCNN
+    from mmhcg.network import deploy
+
+    for arch in archs:
+        config = f'mask_rcnn_hcgnet_{arch}_fpn_1x_coco'
+        detector = MaskRCNN(config)
+        yield arch, deploy(detector) if mode == 'deploy' else detector
+        if phase == 'train':
+            yield f'{arch} with_cp', MaskRCNN(config, with_cp=True)
+    for name in against:
+        yield name, MaskRCNN(f'mask_rcnn_{name}_fpn_1x_coco')
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description='Measure backbones in the COCO recipe, side by side.')
     parser.add_argument('--arch', nargs='+', choices=('b', 'c'), default=['b'], help='HCGNets (default: b)')
     parser.add_argument(
         '--against', nargs='*', choices=('r50', 'r101'), default=['r50'], help='ResNets (default: r50)'
+    )
+    parser.add_argument(
+        '--detector',
+        action='store_true',
+        help='measure Mask R-CNN with each backbone, not the backbones alone',
     )
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
     parser.add_argument('--dtype', choices=('fp32', 'fp16', 'bf16'), default='fp32', help='by autocast')
@@ -68,14 +90,22 @@ def main(argv: list[str] | None = None) -> None:
     batch, height, width = args.shape
     image = torch.randn(batch, 3, height, width, device=args.device)
     candidates = {}
-    for name, network in networks(args.arch, args.against, args.mode, args.phase):
-        if hasattr(network, 'stages'):
-            network = as_in_coco(network, args.phase)
+    source = detectors if args.detector else networks
+    for name, network in source(args.arch, args.against, args.mode, args.phase):
         network = network.to(args.device)
-        candidates[name] = torch.compile(network) if args.mode == 'compile' else network
+        if args.detector:
+            network.train(args.phase == 'train')
+        elif hasattr(network, 'stages'):
+            network = as_in_coco(network, args.phase)
+        if args.mode == 'compile' and args.detector:
+            network.model.backbone = torch.compile(network.model.backbone)
+        elif args.mode == 'compile':
+            network = torch.compile(network)
+        candidates[name] = network
     results = compare(
         candidates,
         image,
+        model='Mask R-CNN' if args.detector else 'backbone',
         phase=args.phase,
         mode=args.mode,
         dtype=args.dtype,

@@ -19,7 +19,12 @@ def run(csv: str, jobs: int, build_only: bool) -> None:
         raise UserError(f'--jobs must be 1 or more, not {jobs}')
 
     torch.set_num_threads(1)
-    rows = run_zoo(Path(csv), jobs, steps=not build_only)
+    try:
+        rows = run_zoo(Path(csv), jobs, steps=not build_only)
+    except KeyboardInterrupt:
+        raise UserError(
+            f'stopped; what was found is in {csv}, and the same command goes on from there'
+        ) from None
     sums = Counter(row.status for row in rows)
     print(f'{len(rows)} configs: ' + ', '.join(f'{count} {status}' for status, count in sums.most_common()))
     print(f'swapped detectors that build: {sum(row.built == OK for row in rows)} of {sums["replaceable"]}')

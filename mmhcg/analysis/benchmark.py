@@ -1,4 +1,4 @@
-"""Backbones against each other in one process: time, memory, operators and bytes.
+"""Networks against each other in one process: time, memory, operators and bytes.
 
 Candidates take turns, so that whatever else the machine does meets all of them alike; the best of many runs
 is what a candidate can do, the median what it did.
@@ -32,6 +32,7 @@ class Result:
 
     Attributes:
         candidate: Its name.
+        model: 'backbone', or the detector that it is the backbone of.
         phase: 'infer' or 'train' (forward and backward pass).
         mode: 'eager', 'compile' or 'deploy'.
         dtype: 'fp32', or 'fp16' or 'bf16', by autocast.
@@ -47,6 +48,7 @@ class Result:
     """
 
     candidate: str
+    model: str
     phase: str
     mode: str
     dtype: str
@@ -96,6 +98,7 @@ def compare(
     candidates: Mapping[str, Callable[[Tensor], Sequence[Tensor]]],
     image: Tensor,
     *,
+    model: str = 'backbone',
     phase: str = 'infer',
     mode: str = 'eager',
     dtype: str = 'fp32',
@@ -107,6 +110,7 @@ def compare(
     Args:
         candidates: Networks by name, ready to run: on the image's device, compiled where `mode` says so.
         image: The batch.
+        model: For the table.
         phase: 'infer', or 'train' for a forward and a backward pass.
         mode: For the table; what is counted operator by operator is not counted in 'compile'.
         dtype: Precision, by autocast.
@@ -131,6 +135,7 @@ def compare(
     return [
         Result(
             name,
+            model,
             phase,
             mode,
             dtype,
@@ -248,7 +253,8 @@ def plot(results: Sequence[Result], path: Path) -> None:
         axis.spines[['top', 'right']].set_visible(False)
     first = results[0]
     figure.suptitle(
-        f'{first.phase}, {first.mode}, {first.dtype}, {first.shape}; {first.machine}', fontsize='small'
+        f'{first.model}, {first.phase}, {first.mode}, {first.dtype}, {first.shape}; {first.machine}',
+        fontsize='small',
     )
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)

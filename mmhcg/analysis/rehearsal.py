@@ -98,9 +98,14 @@ def build_untrained(cfg: Config) -> nn.Module:
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     wrapped = 'detector' in cfg.model and 'track_head' not in cfg.model
     model = MODELS.build(alone(cfg.model.detector if wrapped else cfg.model))
-    with patch.object(MMLogger.get_current_instance(), 'disabled', True):  # it tells of every parameter
-        model.init_weights()
+    init_weights(model)
     return model
+
+
+def init_weights(model: nn.Module) -> None:
+    """The model's initial weights, without MMEngine's word on every parameter."""
+    with patch.object(MMLogger.get_current_instance(), 'disabled', True):
+        model.init_weights()
 
 
 def rehearse(model: nn.Module, shape: tuple[int, int] = (128, 160), images: int = 2) -> Rehearsal:
