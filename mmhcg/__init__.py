@@ -6,6 +6,7 @@ only `mmhcg.network` is there: it needs PyTorch alone.
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -31,11 +32,22 @@ def get_config(name: str):
     return get_config(f'mmhcg::{name.removesuffix(".py")}.py')
 
 
+_fault = None
 if find_spec('mmengine'):
-    from mmhcg import stack
+    try:
+        from mmhcg import stack
 
-    stack.prepare()
-    from mmhcg.backbone import HCGNet
+        stack.prepare()
+        from mmhcg.backbone import HCGNet
+    except (
+        Exception
+    ) as error:  # of an installation that does not fit together, which the doctor has to survive
+        _fault = error
+        warnings.warn(
+            f'HCGNet is not registered ({type(error).__name__}: {error}). '
+            '`python -m mmhcg.doctor` says what to do',
+            stacklevel=2,
+        )
 
 
 def __getattr__(name: str) -> Any:
@@ -44,6 +56,6 @@ def __getattr__(name: str) -> Any:
     if name == 'HCGNet':
         raise ImportError(
             "mmhcg.HCGNet needs MMEngine and MMDetection: pip install 'mmhcg[standalone]' installs both; "
-            'mmhcg.network.Trunk is the same network in PyTorch alone.'
-        )
+            'mmhcg.network.Trunk is the same network in PyTorch alone. `python -m mmhcg.doctor` tells more.'
+        ) from _fault
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,0 +1,186 @@
+"""What is installed, what does not fit together, and the command that mends it: python -m mmhcg.doctor
+
+It looks at files and versions before it imports anything, so that it has an answer where an import fails.
+"""
+
+from __future__ import annotations
+
+import ast
+import platform
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.metadata import Distribution, distributions, requires
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGE = Path(__file__).parent
+# Each with the names under which it is published; the second of OpenMMLab's are the fork's.
+WANTED = {
+    'torch': ('torch',),
+    'torchvision': ('torchvision',),
+    'numpy': ('numpy',),
+    'cv2': ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python'),
+    'setuptools': ('setuptools',),
+    'safetensors': ('safetensors',),
+    'mmengine': ('mmengine', 'onedl-mmengine', 'mmengine-lite'),
+    'mmcv': ('mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv'),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+}
+STANDALONE = "pip install 'mmhcg[standalone]'  # in a checkout: pip install -e '.[standalone]'"
+
+
+class Problem(NamedTuple):
+    """What does not fit, and the command that mends it."""
+
+    what: str
+    mend: str
+
+
+def main() -> None:
+    """Print the report; exit code 1 where something has to be mended."""
+    print(f'Python {platform.python_version()}, {platform.platform()}')
+    for module, names in WANTED.items():
+        found = [f'{found.metadata["Name"]} {found.version}' for found in _installed(names)]
+        print(f'  {module:12} {", ".join(found) or "not installed"}')
+    print(f'  {"mmhcg":12} in {PACKAGE}')
+    for line in operators():
+        print(line)
+    problems = list(find_problems())
+    for problem in problems:
+        print(f'\nproblem: {problem.what}\n   mend: {problem.mend}')
+    print(f'\n{len(problems)} problems' if problems else '\nall of it fits together')
+    sys.exit(1 if problems else 0)
+
+
+def find_problems() -> Iterator[Problem]:
+    """Everything that keeps HCGNet from running in MMDetection here, most basic first."""
+    yield from _several_distributions()
+    yield from _versions_that_do_not_fit()
+    stale = PACKAGE / '.mim'
+    if stale.is_dir() and (PACKAGE.parent / 'setup.py').is_file():
+        yield Problem(
+            f"{stale} is left from building a wheel and hides the checkout's configs", f'rm -r {stale}'
+        )
+    for module in WANTED:
+        if find_spec(module) is None:
+            yield Problem(f'{module} is not installed', STANDALONE)
+        elif error := _import_error(module):
+            yield Problem(f'`import {module}` fails: {error}', _reinstall(module))
+
+
+def operators() -> Iterator[str]:
+    """Which of mmcv's operators are compiled, provided by this package, or missing."""
+    spec = find_spec('mmcv')
+    if spec is None:
+        return
+    folder = Path(spec.origin).parent
+    names = sorted(operator_names(folder))
+    if any((folder / f'_ext{suffix}').is_file() for suffix in EXTENSION_SUFFIXES):
+        yield f'mmcv operators: all {len(names)} compiled'
+        return
+    # Its text, because to import it takes torchvision.
+    tree = ast.parse((PACKAGE / 'stack' / 'mmcv_ops.py').read_text(encoding='utf-8'))
+    ours = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    ours |= {node.targets[0].id for node in tree.body if isinstance(node, ast.Assign)}
+    ours |= {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    missing = [name for name in names if name not in ours]
+    provided = len(names) - len(missing)
+    yield f'mmcv operators: none compiled, {provided} of {len(names)} provided by mmhcg. Missing:'
+    yield f'  {", ".join(missing)}'
+
+
+def operator_names(mmcv: Path) -> set[str]:
+    """The functions that `mmcv/ops/*.py` want of compiled mmcv."""
+    names = set()
+    for path in (mmcv / 'ops').glob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'load_ext':
+                names.update(ast.literal_eval(node.args[1]))
+    return names
+
+
+def _several_distributions() -> Iterator[Problem]:
+    """Two that install the same files: whichever is removed takes them from the other."""
+    for module in ('mmengine', 'mmcv', 'mmdet', 'cv2'):
+        names = [found.metadata['Name'] for found in _installed(WANTED[module])]
+        if len(names) > 1:
+            remove = f'pip uninstall -y {" ".join(names)}'
+            yield Problem(f'{" and ".join(names)} both install {module}', f'{remove} && {_reinstall(module)}')
+
+
+def _versions_that_do_not_fit() -> Iterator[Problem]:
+    torch, vision, numpy = (_version(name) for name in ('torch', 'torchvision', 'numpy'))
+    if torch and vision and (wanted := _pinned('torchvision', 'torch')) and wanted != torch:
+        yield Problem(
+            f'torchvision {vision} is built for PyTorch {wanted}, not {torch}',
+            f'pip install --upgrade torchvision torch=={torch}',
+        )
+    if torch and numpy and _numbers(torch) < (2, 3) and _numbers(numpy) >= (2,):
+        yield Problem(
+            f'PyTorch {torch} is built for NumPy 1, not {numpy}', "pip install 'numpy<2' 'opencv-python<4.12'"
+        )
+    if _version('mmengine') and find_spec('pkg_resources') is None:
+        yield Problem(
+            "`_base_ = 'mmdet::...'` needs pkg_resources, which setuptools 82 dropped",
+            "pip install 'setuptools<81'",
+        )
+    mmcv = next(iter(_installed(WANTED['mmcv'])), None)
+    if _version('mmdet') == '3.3.0' and mmcv and _numbers(mmcv.version) >= (2, 2):
+        name = mmcv.metadata['Name']
+        yield Problem(
+            f'mmdet 3.3.0 refuses {name} {mmcv.version}',
+            f'pip uninstall -y {name} && pip install mmcv-lite==2.1.0',
+        )
+
+
+def _reinstall(module: str) -> str:
+    names = {'mmcv': 'mmcv-lite==2.1.0', 'mmdet': 'mmdet==3.3.0', 'mmengine': 'mmengine==0.10.7'}
+    name = names.get(module, WANTED[module][-1 if module == 'cv2' else 0])
+    name = 'opencv-python-headless' if module == 'cv2' else name  # the other needs libGL
+    return f'pip install --force-reinstall --no-deps {name}'
+
+
+def _import_error(module: str) -> str | None:
+    try:
+        if module == 'mmdet':
+            import_module('mmhcg')  # provides mmcv's operators
+            import_module('mmdet.models')
+        import_module(module)
+    except Exception as error:  # whatever is wrong with it
+        return f'{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ""}'
+    return None
+
+
+def _installed(names: Iterable[str]) -> list[Distribution]:
+    known = {_canonical(found.metadata['Name'] or ''): found for found in distributions()}
+    return [known[name] for name in names if name in known]
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r'[-_.]+', '-', name).lower()
+
+
+def _version(name: str) -> str | None:
+    """Without what is behind `+`, the kind of GPU it is built for."""
+    found = _installed([name])
+    return found[0].version.partition('+')[0] if found else None
+
+
+def _pinned(name: str, dependency: str) -> str | None:
+    """The one version of a dependency that a distribution wants."""
+    texts = (requirement.partition(';')[0] for requirement in requires(name) or ())
+    return next(
+        (m[1] for m in (re.match(rf'{dependency} ?\(?==([\d.]+)', text) for text in texts) if m), None
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r'\d+', version)[:2])
+
+
+if __name__ == '__main__':
+    main()
