@@ -73,8 +73,8 @@ class PreemptionHook(Hook):
         if runner.rank == 0:
             point_at(runner.work_dir, path)
         runner.logger.warning(
-            f'{self._received or "another process was told to stop"}: saved iteration {meta["iter"]} as {path}; '
-            f'--resume goes on from there. Exit code {EXIT_CODE}'
+            f'{self._received or "another process was told to stop"}: saved iteration {meta["iter"]} as '
+            f'{path}, from which --resume goes on. Exit code {EXIT_CODE}.'
         )
 
     def _leave(self) -> None:

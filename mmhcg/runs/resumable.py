@@ -62,7 +62,7 @@ class _Passes:
 
 
 def _start_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
-    """Slurm signals every process of a run: a worker that dies of it takes the run down before it has saved."""
+    """Slurm signals every process: a worker that dies of it takes the run down before it has saved."""
     signal(SIGTERM, SIG_IGN)
     if init is not None:
         init(worker_id)

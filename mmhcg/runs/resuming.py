@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.fileio import put_text
 
@@ -14,20 +14,43 @@ from mmhcg.runs.preflight import check_checkpoint
 POINTER = 'last_checkpoint'  # MMEngine's file in the work dir that names the newest checkpoint
 
 
-def settle_resume(resume: bool, load_from: str | None, work_dir: str) -> tuple[bool, str | None, list[str]]:
-    """Whether a run resumes, from which file (or what it loads its weights from), and notes for the log.
+class Start(NamedTuple):
+    """Where a run starts from."""
+
+    resume: bool
+    load_from: str | None  # the checkpoint to resume, else one to take weights from
+    checkpoint: dict[str, Any]  # what it holds, if it is to be resumed and lies on a disk
+    notes: list[str]  # for the log
+
+
+def settle_start(resume: bool, load_from: str | None, work_dir: str) -> Start:
+    """Find the checkpoint and make sure that it can be resumed, where `resume` or a restart asks for one.
 
     A run that `torchrun --max-restarts` has started again resumes by itself if it has saved anything yet.
 
     Raises:
-        UserError: there is nothing to resume from.
+        UserError: there is nothing to resume.
     """
     if was_restarted() and os.path.isfile(os.path.join(work_dir, POINTER)):
         resume, load_from = True, None
-    if not resume or load_from:
-        return resume, load_from, []
-    path, notes = newest_checkpoint(work_dir)
-    return True, path, notes
+    if not resume:
+        return Start(False, load_from, {}, [])
+    if load_from:
+        return Start(True, load_from, check_checkpoint(load_from, resume=True), [])
+    return newest_checkpoint(work_dir)
+
+
+def settle_seed(start: Start, randomness: dict[str, Any]) -> dict[str, Any]:
+    """`randomness` with the seed of the run that is resumed, by which samplers order the images.
+
+    MMEngine takes it up itself, but after it has built the samplers.
+    """
+    seed, configured = start.checkpoint.get('meta', {}).get('seed'), randomness.get('seed')
+    if seed is None or seed == configured:
+        return randomness
+    if configured is not None:
+        start.notes.append(f'the seed is {seed}, that of {start.load_from}, not {configured}')
+    return dict(randomness, seed=seed)
 
 
 def was_restarted() -> bool:
@@ -35,10 +58,10 @@ def was_restarted() -> bool:
     return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
 
 
-def newest_checkpoint(work_dir: str) -> tuple[str, list[str]]:
+def newest_checkpoint(work_dir: str) -> Start:
     """The file that `last_checkpoint` names, else the newest one that is whole and holds training state.
 
-    Returns it, with notes on why others were passed over.
+    Notes tell why others were passed over.
 
     Raises:
         UserError: there is none.
@@ -60,13 +83,13 @@ def newest_checkpoint(work_dir: str) -> tuple[str, list[str]]:
     candidates += sorted(others - set(candidates), key=os.path.getmtime, reverse=True)
     for path in candidates:
         try:
-            check_checkpoint(str(path), resume=True)
+            checkpoint = check_checkpoint(str(path), resume=True)
         except UserError as error:
             notes.append(f'passed over: {error}')
             continue
         if notes:
             notes.append(f'resuming from {path}, the newest checkpoint that is whole')
-        return str(path), notes
+        return Start(True, str(path), checkpoint, notes)
     reasons = ''.join(f'\n  {note}' for note in notes)
     raise UserError(
         f'nothing to resume: no usable checkpoint in {os.path.abspath(work_dir)}. '

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold besides weights and optimizer for the run to go on as if nothing had happened."""
+"""What a checkpoint must hold besides weights and optimizer for a run to go on as if it had not stopped."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _seen(state: dict[str, Any], runner: Runner) -> int:
     batches = len(runner.train_dataloader)
     if state.get('batch') and state['batches'] != batches:
         runner.logger.warning(
-            f'epochs of {batches} batches, not {state["batches"]} as before: this one starts from its beginning'
+            f'epochs have {batches} batches now and had {state["batches"]}: this one begins anew'
         )
         return 0
     return state.get('batch', 0)

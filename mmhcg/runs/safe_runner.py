@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader
 from mmhcg.runs.checkpoint_hook import SafeCheckpointHook
 from mmhcg.runs.errors import UserError
 from mmhcg.runs.lock import sole_run
-from mmhcg.runs.preflight import check_checkpoint
 from mmhcg.runs.resumable import EpochLoop, ResumableLoader
-from mmhcg.runs.resuming import point_at, settle_resume, was_restarted
+from mmhcg.runs.resuming import point_at, settle_seed, settle_start, was_restarted
 from mmhcg.stack.local_files import UNFINISHED
 
 
@@ -33,7 +32,7 @@ class SafeRunner(Runner):
             UserError: there is nothing to resume, another run has the work dir, or a file cannot be written.
         """
         with sole_run(self.work_dir, self.launcher):
-            self._settle_resume()
+            self._settle_start()
             if self.rank == 0:
                 for leftover in glob(os.path.join(escape(self.work_dir), f'*{UNFINISHED}')):
                     os.remove(leftover)
@@ -44,28 +43,18 @@ class SafeRunner(Runner):
             finally:
                 self.call_hook('leave_train')
 
-    def _settle_resume(self) -> None:
-        """Find the checkpoint, where the caller has not, and take its seed before a data loader is built."""
-        if not (self._resume and self._load_from):
-            self._resume, self._load_from, notes = settle_resume(
-                bool(self._resume), self._load_from, self.work_dir
-            )
-            for note in notes:
-                self.logger.warning(note)
-        if not self._resume:
-            if was_restarted():
-                self.logger.warning('torchrun started this run again before it had saved: it starts afresh')
+    def _settle_start(self) -> None:
+        """Find the checkpoint to resume and take its seed, unless `mmhcg.runs.train` has done so."""
+        if self._resume and self._load_from and self._randomness_cfg.get('seed') is not None:
             return
-        seed = check_checkpoint(self._load_from, resume=True).get('meta', {}).get('seed')
-        configured = self._randomness_cfg.get('seed')
-        if seed is None or seed == configured:
-            return
-        if configured is not None:
-            self.logger.warning(
-                f'the run goes on with seed {seed} of {self._load_from}, not with {configured}'
-            )
-        self._randomness_cfg = dict(self._randomness_cfg, seed=seed)
+        start = settle_start(self._resume, self._load_from, self.work_dir)
+        self._resume, self._load_from = start.resume, start.load_from
+        self._randomness_cfg = settle_seed(start, self._randomness_cfg)
         self.set_randomness(**self._randomness_cfg)
+        for note in start.notes:
+            self.logger.warning(note)
+        if was_restarted() and not self._resume:
+            self.logger.warning('torchrun started this run again before it had saved: it starts afresh')
 
     @staticmethod
     def build_dataloader(*args: Any, **kwargs: Any) -> DataLoader:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: MMEngine's backend for the disk writes into the file that it replaces."""
+"""Files that are whole or not there: MMEngine's backend for the disk writes into the old file."""
 
 import os
 import shutil
