@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import resource
+import shutil
 import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,16 +41,30 @@ class Signal(Hook):
 
 
 class DiskFull(Hook):
-    """Lets the process write no file of more than some bytes from an iteration on."""
+    """Lets the process write no file of more than some bytes from an iteration on.
+
+    Copies of the checkpoints that are there get names that end in `.before`.
+    """
 
     def __init__(self, size: int, iteration: int) -> None:
         self.size, self.iteration = size, iteration
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         if runner.iter == self.iteration:
-            resource.setrlimit(
-                resource.RLIMIT_FSIZE, (self.size, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
-            )
+            for path in Path(runner.work_dir).glob('*.pth'):
+                shutil.copy(path, f'{path}.before')
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, hard))
+
+
+class Probe(Hook):
+    """Notes in a file `probed` beside a file whether it exists when training begins."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def before_train(self, runner: Runner) -> None:
+        self.path.with_name('probed').write_text(str(self.path.exists()))
 
 
 class Progress(Hook):

@@ -42,7 +42,7 @@ def start(folder: Path, keep: int, resume: bool) -> tuple[int, int]:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     argv = [config, '--data-root', folder / 'shapes', '--work-dir', folder / f'work_{keep}']
-    argv += ['--resume'] if resume else ['--no-pretrained', '--seed', 0]
+    argv += ['--no-pretrained', '--resume'] if resume else ['--no-pretrained', '--seed', 0]
     try:
         load_tool('train').main([str(arg) for arg in argv])
     finally:

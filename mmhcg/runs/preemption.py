@@ -47,9 +47,8 @@ class PreemptionHook(Hook):
         self._handlers = {}
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Stop if any process was told to; gradients that are still being summed up are waited for."""
-        wrapper = runner.optim_wrapper
-        if isinstance(wrapper, OptimWrapper) and not wrapper.should_update():
+        """Stop if any process was told to."""
+        if _sums_gradients(runner):
             return
         told = torch.tensor(int(self._received is not None))
         all_reduce(told, 'max')
@@ -60,7 +59,7 @@ class PreemptionHook(Hook):
 
     def after_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Stop if the first process was told to; the validation is repeated on resuming."""
-        if self._received and runner.rank == 0:
+        if self._received and runner.rank == 0 and not _sums_gradients(runner):
             self._save(runner, epoch=runner.epoch, iter=runner.iter, validating=True)
             self._leave()
 
@@ -79,3 +78,9 @@ class PreemptionHook(Hook):
 
     def _leave(self) -> None:
         raise SystemExit(EXIT_CODE)
+
+
+def _sums_gradients(runner: Runner) -> bool:
+    """Whether there are gradients that are not applied yet, which no checkpoint holds."""
+    wrapper = runner.optim_wrapper
+    return isinstance(wrapper, OptimWrapper) and not wrapper.should_update()
