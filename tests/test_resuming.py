@@ -116,6 +116,17 @@ def test_a_fresh_start_leaves_no_pointer_to_an_earlier_run(folder, tmp_path):
     assert (tmp_path / 'probed').read_text() == 'False'
 
 
+def test_a_restart_before_the_first_checkpoint_starts_afresh(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+    monkeypatch.setenv('TORCHELASTIC_MAX_RESTARTS', '1')
+    options = ['--cfg-options', 'train_cfg.max_epochs=1']
+    assert train(folder, str(tmp_path), *options) == 0
+    assert steps(tmp_path)[0] == 1
+    log = newest_log(tmp_path)
+    assert 'started this run again before it had saved: it starts afresh' in log
+    assert 'set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1' in log
+
+
 def test_the_seed_is_that_of_the_resumed_run(folder, tmp_path):
     shutil.copy(folder / 'work/epoch_2.pth', tmp_path)
     (tmp_path / 'last_checkpoint').write_text('epoch_2.pth')

@@ -58,6 +58,15 @@ def was_restarted() -> bool:
     return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
 
 
+def restarts_may_fail() -> bool:
+    """Whether torchrun is to start processes again with the addresses of the old ones still in its store.
+
+    So it does by default since PyTorch 2.5.
+    """
+    shared = os.environ.get('TORCH_DISABLE_SHARE_RDZV_TCP_STORE') != '1'
+    return shared and int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)) > 0
+
+
 def newest_checkpoint(work_dir: str) -> Start:
     """The file that `last_checkpoint` names, else the newest one that is whole and holds training state.
 

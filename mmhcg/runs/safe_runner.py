@@ -14,7 +14,7 @@ from mmhcg.runs.checkpoint_hook import SafeCheckpointHook
 from mmhcg.runs.errors import UserError
 from mmhcg.runs.lock import sole_run
 from mmhcg.runs.resumable import EpochLoop, ResumableLoader
-from mmhcg.runs.resuming import point_at, settle_seed, settle_start, was_restarted
+from mmhcg.runs.resuming import point_at, restarts_may_fail, settle_seed, settle_start, was_restarted
 from mmhcg.stack.local_files import UNFINISHED
 
 
@@ -55,6 +55,11 @@ class SafeRunner(Runner):
             self.logger.warning(note)
         if was_restarted() and not self._resume:
             self.logger.warning('torchrun started this run again before it had saved: it starts afresh')
+        if restarts_may_fail():
+            self.logger.warning(
+                'torchrun --max-restarts: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or processes that it '
+                'starts again may look for those that died'
+            )
 
     @staticmethod
     def build_dataloader(*args: Any, **kwargs: Any) -> DataLoader:
