@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickletools
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,12 @@ import torch
 from mmengine.config import Config
 from test_survival import newest_log, steps, train
 from tiny_run import CONFIGS, REPO, load_tool, write_config, write_data
+from tiny_training import tiny_runner
 
 from mmhcg.runs import UserError
 from mmhcg.runs.lock import sole_run
 from mmhcg.runs.resuming import newest_checkpoint
+from mmhcg.runs.run_state import set_random_state
 from mmhcg.stack.checkpoints import load_checkpoint_file
 
 DATA = Path(__file__).parent / 'data'
@@ -201,3 +205,25 @@ def test_one_base_line_brings_it_to_any_config(folder, tmp_path, monkeypatch):
     assert type(runner.build_train_loop(IterBasedTrainLoop.__new__(IterBasedTrainLoop))) is IterBasedTrainLoop
     with pytest.raises(UserError, match='nothing to resume'):
         runner.train()
+
+
+def names_in(path: Path) -> set[str]:
+    """Functions and classes that a checkpoint asks its reader for, those of NumPy as NumPy 1 calls them."""
+    with zipfile.ZipFile(path) as archive:
+        pickled = archive.read(next(name for name in archive.namelist() if name.endswith('data.pkl')))
+    names = {argument for code, argument, _ in pickletools.genops(pickled) if code.name == 'GLOBAL'}
+    return {name.replace('numpy._core', 'numpy.core') for name in names}
+
+
+def test_training_goes_on_from_a_checkpoint_of_pytorch_2_1(tmp_path):
+    """And checkpoints of today name nothing that is not in it, for the way back."""
+    old = DATA / 'pytorch_2_1.pth'
+    runner = tiny_runner(tmp_path, epochs=3, resume=old)
+    runner.train()
+    assert (runner.epoch, runner.iter) == (3, 6)
+    before, after = load_checkpoint_file(old), load_checkpoint_file(tmp_path / 'epoch_3.pth')
+    rates = [file['message_hub']['log_scalars']['train/lr'].data[0] for file in (before, after)]
+    assert len(rates[0]) == 4 and rates[1][:4].tolist() == rates[0].tolist()
+    set_random_state(before['run_state']['random'])
+    assert torch.equal(torch.get_rng_state(), before['run_state']['random']['torch'])
+    assert names_in(tmp_path / 'epoch_3.pth') <= names_in(old)
