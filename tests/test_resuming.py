@@ -116,7 +116,7 @@ def test_a_fresh_start_leaves_no_pointer_to_an_earlier_run(folder, tmp_path):
     shutil.copy(folder / 'work/epoch_3.pth', tmp_path)
     (tmp_path / 'last_checkpoint').write_text('epoch_3.pth')
     fault = dict(type='faults.Probe', path=str(tmp_path / 'last_checkpoint'))
-    assert train(folder, str(tmp_path), '--cfg-options', 'train_cfg.max_epochs=1', fault=fault) == 0
+    assert train(folder, str(tmp_path), '--cfg-options', 'train_cfg.max_epochs=1', faults=[fault]) == 0
     assert (tmp_path / 'probed').read_text() == 'False'
 
 

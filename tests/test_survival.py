@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -50,11 +51,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 def train(
-    folder: Path, work_dir: str, *options: str, config: str = 'tiny.py', fault: dict | None = None
+    folder: Path, work_dir: str, *options: str, config: str = 'tiny.py', faults: Sequence[dict] = ()
 ) -> int:
-    """The exit code of tools/train.py, called in this process; `fault` is a hook of faults.py."""
-    if fault:
-        (folder / 'faulty.py').write_text(HEIR.format(base=config, hooks=[fault]))
+    """The exit code of tools/train.py, called in this process; `faults` are hooks."""
+    if faults:
+        (folder / 'faulty.py').write_text(HEIR.format(base=config, hooks=faults))
         config = 'faulty.py'
     argv = [folder / config, '--data-root', folder / 'shapes', '--work-dir', folder / work_dir, *options]
     argv[1:1] = ['--no-pretrained'] if '--resume' in options else ['--no-pretrained', '--seed', '3']
@@ -80,7 +81,11 @@ def assert_same(path: Path, other: Path) -> None:
     """Weights, buffers and the optimizer's momentum are equal to the last bit."""
     one, two = (load_checkpoint_file(name) for name in (path, other))
     tensors, others = (
-        {**file['state_dict'], **{i: s['momentum_buffer'] for i, s in file['optimizer']['state'].items()}}
+        {
+            **file['state_dict'],
+            **{i: state['momentum_buffer'] for i, state in file['optimizer']['state'].items()},
+            **{f'average of {name}': mean for name, mean in file.get('ema_state_dict', {}).items()},
+        }
         for file in (one, two)
     )
     assert tensors.keys() == others.keys() and len(tensors) > 500
@@ -128,7 +133,7 @@ def test_a_signal_stops_a_run_that_goes_on_as_if_it_had_not(folder, straight, ca
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
     options = ['--cfg-options', 'train_cfg.max_epochs=4']
     work_dir = folder / case.replace(' ', '_')
-    assert train(folder, work_dir.name, *options, config='noisy.py', fault=fault) == 75
+    assert train(folder, work_dir.name, *options, config='noisy.py', faults=[fault]) == 75
     assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
     reached = steps(work_dir)[-1]
     assert load_checkpoint_file(work_dir / 'interrupted.pth')['meta']['iter'] == reached
@@ -141,10 +146,20 @@ def test_a_signal_stops_a_run_that_goes_on_as_if_it_had_not(folder, straight, ca
     assert not (work_dir / 'interrupted.pth').exists()  # what came after is newer
 
 
+def test_averaged_weights_are_not_mixed_up_when_validation_is_interrupted(folder):
+    """EMAHook exchanges them with the model's for as long as validation takes."""
+    (folder / 'averaged.py').write_text(HEIR.format(base='tiny.py', hooks=[dict(type='EMAHook')]))
+    assert train(folder, 'averaged', config='averaged.py') == 0
+    faults = [dict(type='EMAHook'), dict(type='faults.Signal', name='SIGTERM', val_iteration=1)]
+    assert train(folder, 'averaged_stopped', faults=faults) == 75
+    assert train(folder, 'averaged_stopped', '--resume', config='averaged.py') == 0
+    assert_same(folder / 'averaged/epoch_2.pth', folder / 'averaged_stopped/epoch_2.pth')
+
+
 def test_a_loop_over_iterations_goes_on_as_if_not_stopped(folder):
     assert train(folder, 'iters', config='iterations.py') == 0
     fault = dict(type='faults.Signal', name='SIGTERM', iteration=4)
-    assert train(folder, 'iters_stopped', config='iterations.py', fault=fault) == 75
+    assert train(folder, 'iters_stopped', config='iterations.py', faults=[fault]) == 75
     assert train(folder, 'iters_stopped', '--resume', config='iterations.py') == 0
     assert steps(folder / 'iters_stopped') == [6, 7, 8]
     assert_same(folder / 'iters/iter_8.pth', folder / 'iters_stopped/iter_8.pth')
@@ -153,7 +168,7 @@ def test_a_loop_over_iterations_goes_on_as_if_not_stopped(folder):
 def test_gradients_are_summed_up_before_a_run_stops(folder):
     fault = dict(type='faults.Signal', name='SIGTERM', iteration=2)
     options = ['--cfg-options', 'optim_wrapper.accumulative_counts=4']
-    assert train(folder, 'sums', *options, fault=fault) == 75
+    assert train(folder, 'sums', *options, faults=[fault]) == 75
     assert load_checkpoint_file(folder / 'sums/interrupted.pth')['meta']['iter'] == 4
 
 
@@ -230,7 +245,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(folder, capsys
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     fault = dict(type='faults.DiskFull', size=500_000, iteration=3)  # after an epoch
     try:
-        assert train(folder, 'full', fault=fault) == 2
+        assert train(folder, 'full', faults=[fault]) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     message = capsys.readouterr().err

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, barrier
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
@@ -37,7 +38,9 @@ class PreemptionHook(Hook):
         self._handlers: dict[int, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Listen."""
+        """Listen; Python lets only the main thread do so."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         self._handlers = {number: signal.signal(number, self._note) for number in self.signals}
 
     def leave_train(self, runner: Runner) -> None:
@@ -55,13 +58,16 @@ class PreemptionHook(Hook):
         if told:
             self._save(runner, epoch=runner.epoch, iter=runner.iter + 1)
             barrier()  # a process that leaves early has the launcher end the one that saves
-            self._leave()
+            raise SystemExit(EXIT_CODE)
 
     def after_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Stop if the first process was told to; the validation is repeated on resuming."""
         if self._received and runner.rank == 0 and not _sums_gradients(runner):
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):  # it has its averages in the model while that is validated
+                    hook.after_val_epoch(runner)
             self._save(runner, epoch=runner.epoch, iter=runner.iter, validating=True)
-            self._leave()
+            raise SystemExit(EXIT_CODE)
 
     def _note(self, number: int, frame: Any) -> None:
         self._received = signal.Signals(number).name
@@ -75,9 +81,6 @@ class PreemptionHook(Hook):
             f'{self._received or "another process was told to stop"}: saved iteration {meta["iter"]} as '
             f'{path}, from which --resume goes on. Exit code {EXIT_CODE}.'
         )
-
-    def _leave(self) -> None:
-        raise SystemExit(EXIT_CODE)
 
 
 def _sums_gradients(runner: Runner) -> bool:

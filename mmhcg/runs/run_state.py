@@ -64,7 +64,7 @@ class RunStateHook(Hook):
 
 def _seen(state: dict[str, Any], runner: Runner) -> int:
     """How many batches the loader has to pass over."""
-    if isinstance(runner.train_loop, IterBasedTrainLoop):
+    if type(runner.train_loop) is IterBasedTrainLoop:  # heirs may not ask for what was seen
         return runner.iter
     batches = len(runner.train_dataloader)
     if state.get('batch') and state['batches'] != batches:

@@ -45,21 +45,23 @@ class SafeRunner(Runner):
 
     def _settle_start(self) -> None:
         """Find the checkpoint to resume and take its seed, unless `mmhcg.runs.train` has done so."""
-        if self._resume and self._load_from and self._randomness_cfg.get('seed') is not None:
-            return
-        start = settle_start(self._resume, self._load_from, self.work_dir)
-        self._resume, self._load_from = start.resume, start.load_from
-        self._randomness_cfg = settle_seed(start, self._randomness_cfg)
-        self.set_randomness(**self._randomness_cfg)
-        for note in start.notes:
-            self.logger.warning(note)
-        if was_restarted() and not self._resume:
-            self.logger.warning('torchrun started this run again before it had saved: it starts afresh')
         if restarts_may_fail():
             self.logger.warning(
                 'torchrun --max-restarts: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or processes that it '
                 'starts again may look for those that died'
             )
+        if self._resume and self._load_from and self._randomness_cfg.get('seed') is not None:
+            return
+        start = settle_start(self._resume, self._load_from, self.work_dir)
+        self._resume, self._load_from = start.resume, start.load_from
+        randomness = settle_seed(start, self._randomness_cfg)
+        if randomness is not self._randomness_cfg:
+            self._randomness_cfg = randomness
+            self.set_randomness(**randomness)
+        for note in start.notes:
+            self.logger.warning(note)
+        if was_restarted() and not self._resume:
+            self.logger.warning('torchrun started this run again before it had saved: it starts afresh')
 
     @staticmethod
     def build_dataloader(*args: Any, **kwargs: Any) -> DataLoader:
