@@ -26,9 +26,11 @@ custom_hooks = {hooks!r}
 # Changes pictures by random numbers of Python and NumPy; MMDetection's samplers of boxes take PyTorch's.
 NOISY = """
 _base_ = 'tiny.py'
-train_pipeline = _base_.train_pipeline
+train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
 train_pipeline.insert(2, dict(type='faults.Noise'))
+test_pipeline.insert(1, dict(type='faults.Noise'))
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 """
 ITERATIONS = """
 _base_ = 'noisy.py'
