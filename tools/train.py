@@ -8,7 +8,11 @@ from mmhcg.runs import cli, train
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description='Train a detector.')
+    parser = argparse.ArgumentParser(
+        description='Train a detector.',
+        epilog='Exit codes: 2 for what cannot work as given, and 75 after SIGTERM or SIGUSR1: '
+        'the run has saved a checkpoint, and --resume goes on.',
+    )
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--resume',

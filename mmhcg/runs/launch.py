@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,20 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 import mmhcg  # noqa: F401  registers HCGNet and prepares the stack, before anything imports mmdet
 from mmhcg.runs import preflight, pretrained
 from mmhcg.runs.config import load_config
 from mmhcg.runs.datasets import metrics, move_data
 from mmhcg.runs.errors import UserError
+from mmhcg.runs.lock import sole_run
+from mmhcg.runs.resuming import settle_seed, settle_start
 from mmhcg.weights.fit import check_fit
+
+# Seconds that processes wait for one that is gone, and for the one that evaluates COCO while they wait.
+TIMEOUT = 1800
+SAFE_RUN = 'mmhcg::_base_/safe_run.py'
 
 _run_numbers = count()
 
@@ -57,15 +64,15 @@ def train(
     if seed is not None:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
     if resume:
-        cfg.resume, cfg.load_from = True, _resume_from(resume, cfg.work_dir)
-    elif cfg.get('resume') and not cfg.get('load_from'):
-        cfg.load_from = _resume_from(True, cfg.work_dir)
-    note = _settle_weights(cfg, backbone_type, no_pretrained)
+        cfg.resume, cfg.load_from = True, None if resume is True else str(resume)
+    notes = _settle_start(cfg, backbone_type, no_pretrained)
     preflight.check_data(cfg, ('train', 'val'))
-    runner = _build_runner(cfg)
-    if note:
-        runner.logger.warning(note)
-    runner.train()
+    notes += _make_safe(cfg)
+    with sole_run(cfg.work_dir, launcher):  # before the Runner writes its first file
+        runner = _build_runner(cfg)
+        for note in notes:
+            runner.logger.warning(note)
+        runner.train()
     return runner
 
 
@@ -135,27 +142,27 @@ def _load(
     return cfg
 
 
-def _resume_from(resume: bool | str | Path, work_dir: str) -> str:
-    """The checkpoint to resume; UserError rather than a silent fresh start."""
-    if resume is not True:
-        return str(resume)
-    latest = find_latest_checkpoint(work_dir)
-    if latest is None:
-        raise UserError(
-            f'nothing to resume: no checkpoint in {os.path.abspath(work_dir)}. '
-            'Leave out --resume to start afresh, or name a file: --resume CKPT'
-        )
-    # MMEngine notes the path as it was seen when and where training was started.
-    beside = os.path.join(work_dir, os.path.basename(latest))
-    return beside if os.path.isfile(beside) else latest
+def _make_safe(cfg: Config) -> list[str]:
+    """Add what `configs/_base_/safe_run.py` says, unless the config has it; returns what to log."""
+    safe = load_config(SAFE_RUN)
+    if cfg.get('runner_type', safe.runner_type) != safe.runner_type:
+        return [f"runner_type={cfg.runner_type!r} is the config's own: {SAFE_RUN} does not apply to it."]
+    for key, value in safe.items():
+        if key not in cfg:
+            cfg[key] = value
+    return []
 
 
-def _settle_weights(cfg: Config, backbone_type: type, no_pretrained: bool) -> str | None:
-    """Decide where the backbone's first weights come from; returns what the log should say about it."""
-    checkpoint = preflight.check_checkpoint(cfg.load_from, cfg.resume) if cfg.get('load_from') else {}
-    if no_pretrained or (cfg.get('resume') and pretrained.was_started_from_scratch(checkpoint)):
-        return pretrained.start_from_scratch(cfg, backbone_type)
-    if cfg.get('load_from'):
+def _settle_start(cfg: Config, backbone_type: type, no_pretrained: bool) -> list[str]:
+    """Decide where the first weights come from, and what is resumed; returns what to log."""
+    start = settle_start(cfg.get('resume', False), cfg.get('load_from'), cfg.work_dir)
+    cfg.resume, cfg.load_from, checkpoint, notes = start
+    cfg.randomness = settle_seed(start, cfg.get('randomness') or {'seed': None})
+    if cfg.load_from and not cfg.resume:
+        checkpoint = preflight.check_checkpoint(cfg.load_from)
+    if no_pretrained or (cfg.resume and pretrained.was_started_from_scratch(checkpoint)):
+        return [*notes, pretrained.start_from_scratch(cfg, backbone_type)]
+    if cfg.load_from:
         if checkpoint and 'detector' not in cfg.model:  # wrappers have names of their own for what they wrap
             state = checkpoint.get('state_dict', checkpoint)
             state = {str(name).removeprefix('module.'): tensor for name, tensor in state.items()}
@@ -163,10 +170,12 @@ def _settle_weights(cfg: Config, backbone_type: type, no_pretrained: bool) -> st
         pretrained.drop_pretrained(cfg)
     else:
         pretrained.find_pretrained(cfg)
-    return None
+    return notes
 
 
 def _build_runner(cfg: Config) -> Runner:
+    cfg.env_cfg = cfg.get('env_cfg') or {}
+    cfg.env_cfg.setdefault('dist_cfg', {}).setdefault('timeout', TIMEOUT)
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         _join_cpu_processes(cfg)
     from mmhcg.runs.coco_metric import use_twelve_numbers
@@ -181,7 +190,8 @@ def _build_runner(cfg: Config) -> Runner:
 def _join_cpu_processes(cfg: Config) -> None:
     """torchrun without GPUs, which MMEngine's own launcher does not provide for."""
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('gloo')
+        timeout = timedelta(seconds=cfg.env_cfg.dist_cfg.timeout)
+        torch.distributed.init_process_group('gloo', timeout=timeout)
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',
         device_ids=None,

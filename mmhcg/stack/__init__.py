@@ -29,7 +29,7 @@ class ExtensionFinder:
 
 
 def prepare() -> None:
-    """Make mmcv's operators importable, checkpoint loading safe and `mmhcg::NAME.py` a config's name.
+    """Make mmcv's operators importable, checkpoints safe to load and save, `mmhcg::NAME.py` a config's name.
 
     A second call changes nothing. Imports neither mmcv nor torchvision, and nothing has to be installed.
     """
@@ -38,6 +38,8 @@ def prepare() -> None:
     if importlib.util.find_spec('mmengine') is not None:
         from mmhcg.stack.checkpoints import register_safe_loading
         from mmhcg.stack.config_paths import register_config_paths
+        from mmhcg.stack.local_files import register_atomic_files
 
         register_safe_loading()
+        register_atomic_files()
         register_config_paths()

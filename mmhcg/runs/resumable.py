@@ -1,0 +1,85 @@
+"""Data loader and loop that go on in the middle of an epoch, without loading what was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from signal import SIG_IGN, SIGTERM, signal
+from typing import Callable
+
+import torch
+from mmengine.runner import EpochBasedTrainLoop
+from torch.utils.data import DataLoader
+
+
+class ResumableLoader(DataLoader):
+    """DataLoader whose next `seen` batches come as None, for no image is looked at.
+
+    MMEngine's loop for iterations asks for as many batches as the run it resumes has seen, and drops them;
+    `EpochLoop` does so within an epoch.
+    """
+
+    seen = 0
+
+    @classmethod
+    def of(cls, loader: DataLoader) -> ResumableLoader:
+        """`loader` itself, turned into one."""
+        loader._passes = _Passes(loader._index_sampler)
+        loader.__class__ = cls  # to build one anew takes arguments that differ between PyTorch's versions
+        if loader.generator is None:  # each pass would draw a number that one resumed midway must not draw
+            loader.generator = torch.Generator()
+        loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+        return loader
+
+    @property
+    def _index_sampler(self) -> _Passes:  # where PyTorch's iterators have the batches of indices from
+        return self._passes
+
+    def __iter__(self) -> Iterator:
+        # A generator: the loop for iterations asks for it when it is built, before `seen` is known, and
+        # workers would start to take batches from samplers that never begin again.
+        batches = iter(self._passes)
+        while self.seen and next(batches, None) is not None:
+            self.seen -= 1
+            yield None
+        self._passes.begun = batches
+        yield from super().__iter__()
+
+
+class _Passes:
+    """A sampler of batches whose next pass may have begun already."""
+
+    def __init__(self, sampler: Sequence) -> None:
+        self.sampler = sampler
+        self.begun: Iterator | None = None
+
+    def __iter__(self) -> Iterator:
+        begun, self.begun = self.begun, None
+        return iter(self.sampler) if begun is None else begun
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+def _start_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
+    """Slurm signals every process: a worker that dies of it takes the run down before it has saved."""
+    signal(SIGTERM, SIG_IGN)
+    if init is not None:
+        init(worker_id)
+
+
+class EpochLoop(EpochBasedTrainLoop):
+    """EpochBasedTrainLoop that trains on what its loader has left of an epoch."""
+
+    batch = 0  # of this epoch, how many were trained on
+
+    def run_epoch(self) -> None:
+        """As the parent's."""
+        super().run_epoch()
+        self.batch = 0
+
+    def run_iter(self, idx: int, data_batch: Sequence[dict] | None) -> None:
+        """As the parent's, but for batches that were seen before the run was interrupted."""
+        self.batch = idx + 1
+        if data_batch is not None:
+            super().run_iter(idx, data_batch)
