@@ -172,10 +172,23 @@ def _build_runner(cfg: Config) -> Runner:
     from mmhcg.runs.coco_metric import use_twelve_numbers
 
     use_twelve_numbers(metrics(cfg, 'val') + metrics(cfg, 'test'))
+    _add_safe_hooks(cfg)
     # MMEngine keeps one visualizer per name: a second run would write into the first one's folder.
     if cfg.get('visualizer'):
         cfg.visualizer.name = f'visualizer_{next(_run_numbers)}'
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _add_safe_hooks(cfg: Config) -> None:
+    """Add the hooks of `configs/_base_/safe_run.py`, except those that the config has itself."""
+    own = list(cfg.get('custom_hooks') or [])
+    types = {
+        str(getattr(hook.type, '__name__', hook.type)).rpartition('.')[2]
+        for hook in own
+        if isinstance(hook, dict)
+    }
+    safe = load_config('mmhcg::_base_/safe_run.py').custom_hooks
+    cfg.custom_hooks = own + [hook for hook in safe if hook.type.rpartition('.')[2] not in types]
 
 
 def _join_cpu_processes(cfg: Config) -> None:
