@@ -136,7 +136,7 @@ def _check_complete(runner: Runner, loop: BaseLoop, seen: set) -> None:
         names = ', '.join(f'{images[image].get("file_name")} (id {image})' for image in missing[:SHOWN])
         fault = (
             f'{type(metric).__name__}: predictions for only {len(images) - len(missing)} of the '
-            f'{len(images)} images of its annotation file; the others would count as if nothing '
+            f'{len(images)} images of its annotation file; the others count as if nothing '
             f'had been found: {names}' + (', ...' if len(missing) > SHOWN else '')
         )
         if not _is_cut(loop.dataloader.dataset):
