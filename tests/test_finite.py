@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
-from tiny_run import REPO, load_tool, write_config, write_data
+from tiny_run import REPO, load_tool, read_scalars, write_config, write_data
 
 from mmhcg.runs.errors import DivergedError
 from mmhcg.runs.finite import FiniteTraining
@@ -161,3 +164,25 @@ def test_hooks_of_the_config_are_kept():
         own, chosen, added = cfg.custom_hooks
         assert (own.type, chosen.max_skipped) == ('EMAHook', 9)
         assert added == ConfigDict(type='mmhcg.CheckedPredictions')
+
+
+def test_images_without_objects_train(tiny, tmp_path):
+    """Batches of two: no objects, none and only crowds, objects in one of two, only crowds."""
+    shutil.copytree(tiny / 'shapes', tmp_path / 'shapes')
+    path = tmp_path / 'shapes/annotations/instances_train2017.json'
+    truth = json.loads(path.read_text())
+    truth['annotations'] = [one for one in truth['annotations'] if one['image_id'] in (4, 5, 7)]
+    truth['annotations'] += [dict(one, id=one['id'] + 1000, image_id=8) for one in truth['annotations']]
+    for one in truth['annotations']:
+        one['iscrowd'] = int(one['image_id'] != 5)
+    path.write_text(json.dumps(truth))
+    more = 'train_dataloader.update(sampler=dict(shuffle=False))\n'
+    more += "train_dataloader['dataset']['filter_cfg'] = None\nlog_processor = dict(window_size=1)"
+    argv = [*write_run(tiny, tmp_path, more), '--data-root', str(tmp_path / 'shapes')]
+    load_tool('train').main([*argv, '--cfg-options', 'train_cfg.max_epochs=1'])
+    steps = [line for line in read_scalars(tmp_path / 'run') if 'lr' in line]
+    for name in ('loss_rpn_bbox', 'loss_bbox', 'loss_mask'):
+        assert [step[name] > 0 for step in steps] == [False, False, True, False]
+    assert all(math.isfinite(step[name]) for step in steps for name in step if 'loss' in name)
+    assert all(step['loss_cls'] > 0 and step['loss_rpn_cls'] > 0 for step in steps)  # on background alone
+    assert saved_iterations(tmp_path / 'run') == [1, 2, 3, 4]
