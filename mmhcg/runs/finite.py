@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from mmhcg.registry import HOOKS
 from mmhcg.runs.errors import DivergedError
+from mmhcg.weights.entries import tensors_of
 
 SAVED = ('state_dict', 'ema_state_dict', 'optimizer')  # of a checkpoint, what training changes
 
@@ -62,10 +63,9 @@ class FiniteTraining(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Refuse to save NaN or infinity, however it came about."""
-        for key in SAVED:
-            for name, tensor in _tensors(checkpoint.get(key), key):
-                if not tensor.isfinite().all():
-                    _stop(runner, f'{name} holds NaN or infinity')
+        for name, tensor in tensors_of({key: checkpoint.get(key) for key in SAVED}):
+            if not tensor.isfinite().all():
+                _stop(runner, f'{name} holds NaN or infinity')
 
     def _measure(self, optimizer: Optimizer, *_: Any) -> None:
         """Keep the norm of all gradients on their device. With this limit, they stay as they are."""
@@ -119,12 +119,3 @@ def _stop(runner: Runner, fault: str, data_batch: Any = None) -> NoReturn:
     )
     runner.logger.error(message)
     raise DivergedError(message)
-
-
-def _tensors(content: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of floating-point numbers in nested dicts and lists, each with its dotted path."""
-    if isinstance(content, Tensor) and content.is_floating_point():
-        yield name, content
-    elif isinstance(content, (dict, list, tuple)):
-        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
-            yield from _tensors(value, f'{name}.{key}')

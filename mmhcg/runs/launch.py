@@ -17,6 +17,7 @@ from mmhcg.runs import preflight, pretrained
 from mmhcg.runs.config import load_config
 from mmhcg.runs.datasets import metrics, move_data
 from mmhcg.runs.errors import UserError
+from mmhcg.runs.loading import check_loading
 from mmhcg.weights.fit import check_fit
 
 _run_numbers = count()
@@ -60,9 +61,13 @@ def train(
         cfg.resume, cfg.load_from = True, _resume_from(resume, cfg.work_dir)
     elif cfg.get('resume') and not cfg.get('load_from'):
         cfg.load_from = _resume_from(True, cfg.work_dir)
-    note = _settle_weights(cfg, backbone_type, no_pretrained)
+    content = preflight.check_checkpoint(cfg.load_from, cfg.resume) if cfg.get('load_from') else {}
+    note = _settle_weights(cfg, backbone_type, no_pretrained, content)
     preflight.check_data(cfg, ('train', 'val'))
     runner = _build_runner(cfg)
+    if content:
+        check_loading(cfg, content, runner)
+    del content  # it is as large as what the run will load
     if note:
         runner.logger.warning(note)
     runner.train()
@@ -150,9 +155,10 @@ def _resume_from(resume: bool | str | Path, work_dir: str) -> str:
     return beside if os.path.isfile(beside) else latest
 
 
-def _settle_weights(cfg: Config, backbone_type: type, no_pretrained: bool) -> str | None:
+def _settle_weights(
+    cfg: Config, backbone_type: type, no_pretrained: bool, checkpoint: dict[str, Any]
+) -> str | None:
     """Decide where the backbone's first weights come from; returns what the log should say about it."""
-    checkpoint = preflight.check_checkpoint(cfg.load_from, cfg.resume) if cfg.get('load_from') else {}
     if no_pretrained or (cfg.get('resume') and pretrained.was_started_from_scratch(checkpoint)):
         return pretrained.start_from_scratch(cfg, backbone_type)
     if cfg.get('load_from'):
