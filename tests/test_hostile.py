@@ -1,4 +1,4 @@
-"""Files that are broken or meant to harm: every tool refuses them with the reason and runs no code of theirs."""
+"""Files that are broken or meant to harm: each tool refuses them, says why, and runs no code of theirs."""
 
 from __future__ import annotations
 
