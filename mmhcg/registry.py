@@ -1,6 +1,10 @@
-"""The scope `mmhcg` of MMEngine's model registry, so that `type='mmhcg.HCGNet'` resolves in any config."""
+"""The scope `mmhcg` of MMEngine's registries, so that `type='mmhcg.HCGNet'` resolves in any config."""
 
+from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='mmhcg', locations=['mmhcg.backbone'])
+HOOKS = Registry(
+    'hook', parent=ROOT_HOOKS, scope='mmhcg', locations=['mmhcg.runs.finite', 'mmhcg.runs.predictions']
+)

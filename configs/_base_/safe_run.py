@@ -6,6 +6,8 @@ SafeRunner adds each of `safe_hooks` unless the config has a hook of the same cl
 
 runner_type = 'mmhcg.runs.safe_runner.SafeRunner'
 safe_hooks = [
+    dict(type='mmhcg.FiniteTraining'),
+    dict(type='mmhcg.CheckedPredictions'),
     dict(type='mmhcg.runs.preemption.PreemptionHook'),
     dict(type='mmhcg.runs.run_state.RunStateHook'),
 ]

@@ -38,7 +38,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(function: Callable[..., Any], parser: argparse.ArgumentParser, argv: list[str] | None) -> None:
-    """Call `function` with the parsed options; what the user can mend becomes one message and exit code 2."""
+    """Call `function` with the parsed options; what the user can mend becomes a message and an exit code."""
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # MMEngine's, on every start
     try:
         options = vars(parser.parse_args(argv))
@@ -49,4 +49,4 @@ def run(function: Callable[..., Any], parser: argparse.ArgumentParser, argv: lis
         function(**options)
     except (UserError, CheckpointError, WeightsError) as error:
         print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
+        sys.exit(getattr(error, 'exit_code', UserError.exit_code))

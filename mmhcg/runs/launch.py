@@ -18,6 +18,7 @@ from mmhcg.runs import preflight, pretrained
 from mmhcg.runs.config import load_config
 from mmhcg.runs.datasets import metrics, move_data
 from mmhcg.runs.errors import UserError
+from mmhcg.runs.loading import check_loading
 from mmhcg.runs.lock import sole_run
 from mmhcg.runs.resuming import settle_seed, settle_start
 from mmhcg.weights.fit import check_fit
@@ -65,11 +66,14 @@ def train(
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
     if resume:
         cfg.resume, cfg.load_from = True, None if resume is True else str(resume)
-    notes = _settle_start(cfg, backbone_type, no_pretrained)
+    content, notes = _settle_start(cfg, backbone_type, no_pretrained)
     preflight.check_data(cfg, ('train', 'val'))
     notes += _make_safe(cfg)
     with sole_run(cfg.work_dir, launcher):  # before the Runner writes its first file
         runner = _build_runner(cfg)
+        if content:
+            check_loading(cfg, content, runner)
+        del content  # it is as large as what the run will load
         for note in notes:
             runner.logger.warning(note)
         runner.train()
@@ -114,7 +118,10 @@ def test(
         # Absolute, because the hook joins its folder to a relative one anew for every image.
         show = {'type': 'DetVisualizationHook', 'draw': True, 'test_out_dir': os.path.abspath(show_dir)}
         cfg.merge_from_dict({'default_hooks.visualization': show})
+    notes = _make_safe(cfg)
     runner = _build_runner(cfg)
+    for note in notes:
+        runner.logger.warning(note)
     if content:
         check_fit(os.path.abspath(checkpoint), content, runner.model)
     if out is not None:
@@ -153,15 +160,18 @@ def _make_safe(cfg: Config) -> list[str]:
     return []
 
 
-def _settle_start(cfg: Config, backbone_type: type, no_pretrained: bool) -> list[str]:
-    """Decide where the first weights come from, and what is resumed; returns what to log."""
+def _settle_start(cfg: Config, backbone_type: type, no_pretrained: bool) -> tuple[dict[str, Any], list[str]]:
+    """Decide where the first weights come from, and what is resumed.
+
+    Returns the content of the checkpoint that the run will load, and what to log.
+    """
     start = settle_start(cfg.get('resume', False), cfg.get('load_from'), cfg.work_dir)
     cfg.resume, cfg.load_from, checkpoint, notes = start
     cfg.randomness = settle_seed(start, cfg.get('randomness') or {'seed': None})
     if cfg.load_from and not cfg.resume:
         checkpoint = preflight.check_checkpoint(cfg.load_from)
     if no_pretrained or (cfg.resume and pretrained.was_started_from_scratch(checkpoint)):
-        return [*notes, pretrained.start_from_scratch(cfg, backbone_type)]
+        return checkpoint, [*notes, pretrained.start_from_scratch(cfg, backbone_type)]
     if cfg.load_from:
         if checkpoint and 'detector' not in cfg.model:  # wrappers have names of their own for what they wrap
             state = checkpoint.get('state_dict', checkpoint)
@@ -170,7 +180,7 @@ def _settle_start(cfg: Config, backbone_type: type, no_pretrained: bool) -> list
         pretrained.drop_pretrained(cfg)
     else:
         pretrained.find_pretrained(cfg)
-    return notes
+    return checkpoint, notes
 
 
 def _build_runner(cfg: Config) -> Runner:

@@ -16,6 +16,9 @@ from mmengine.utils import is_abs
 from mmhcg.runs.config import detector_of
 from mmhcg.runs.datasets import LAYOUT, leaf_datasets, metrics
 from mmhcg.runs.errors import UserError
+from mmhcg.weights.entries import form_fault, tensors_of, value_fault
+
+TRAINING_STATE = ('meta', 'optimizer', 'message_hub')  # of MMEngine's checkpoints, beside the weights
 
 
 def check_backbone(cfg: Config) -> type:
@@ -44,7 +47,8 @@ def check_checkpoint(path: str, resume: bool = False) -> dict[str, Any]:
     """The content of a checkpoint file; addresses (`https://...`) are left to MMEngine and give {}.
 
     Raises:
-        UserError: the file is missing or unreadable, or `resume` is set and it holds no training state.
+        UserError: the file is missing or unreadable, numbers in it are NaN or claimed and not stored, or
+            `resume` is set and it holds no training state.
     """
     from mmhcg.stack.checkpoints import load_checkpoint_file
 
@@ -58,7 +62,16 @@ def check_checkpoint(path: str, resume: bool = False) -> dict[str, Any]:
         raise UserError(str(error)) from error
     if not isinstance(checkpoint, dict):
         raise UserError(f'{os.path.abspath(path)} is no checkpoint: it holds a {type(checkpoint).__name__}')
-    lacking = [key for key in ('meta', 'optimizer', 'message_hub') if resume and key not in checkpoint]
+    for key in ('state_dict', *TRAINING_STATE):
+        if key in checkpoint and not isinstance(checkpoint[key], dict):
+            raise UserError(f'{os.path.abspath(path)} is no checkpoint: its {key} is no dict')
+    for name, entry in tensors_of(checkpoint):
+        fault = form_fault(entry, [entry.dtype])
+        if not fault and not name.startswith(('meta.', 'message_hub.')):  # logs may hold anything
+            fault = value_fault(name, entry)
+        if fault:
+            raise UserError(f'checkpoint {os.path.abspath(path)}: {name} {fault}. Take an earlier one')
+    lacking = [key for key in TRAINING_STATE if resume and key not in checkpoint]
     if lacking:
         raise UserError(
             f'cannot resume from {os.path.abspath(path)}: it has no {", ".join(lacking)}, so it '

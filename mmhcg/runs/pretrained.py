@@ -97,7 +97,7 @@ def start_from_scratch(cfg: Config, backbone_type: type) -> str:
 def was_started_from_scratch(checkpoint: dict[str, Any]) -> bool:
     """Whether the run that wrote this checkpoint had `--no-pretrained`."""
     # Searched, not parsed: MMEngine reads a config by running it, and a checkpoint must not run code.
-    return re.search(r'^no_pretrained = True$', checkpoint.get('meta', {}).get('cfg', ''), re.M) is not None
+    return re.search(r'^no_pretrained = True$', str(checkpoint.get('meta', {}).get('cfg')), re.M) is not None
 
 
 def _keep_batches_full(loader: ConfigDict) -> None:

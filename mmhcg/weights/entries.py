@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,25 @@ from mmhcg.weights.names import COUNTER
 
 FULL = (torch.float32, torch.float64)
 HALF = (torch.float16, torch.bfloat16)
+
+
+def tensors_of(content: Any) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor in nested dicts, lists and tuples, once, with its dotted path.
+
+    A file may nest them without end, or name one as often as it likes.
+    """
+    waiting, seen = [('', content)], set()
+    while waiting:
+        path, node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, Tensor):
+            yield path, node
+        elif isinstance(node, (dict, list, tuple)):
+            children = node.items() if isinstance(node, dict) else enumerate(node)
+            below = [(f'{path}.{key}' if path else str(key), child) for key, child in children]
+            waiting += reversed(below)
 
 
 def form_fault(entry: object, dtypes: Collection[torch.dtype]) -> str | None:
