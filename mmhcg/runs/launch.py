@@ -61,10 +61,10 @@ def train(
     elif cfg.get('resume') and not cfg.get('load_from'):
         cfg.load_from = _resume_from(True, cfg.work_dir)
     note = _settle_weights(cfg, backbone_type, no_pretrained)
-    preflight.check_data(cfg, ('train', 'val'))
+    notes = [note, *preflight.check_data(cfg, ('train', 'val'))]
     runner = _build_runner(cfg)
-    if note:
-        runner.logger.warning(note)
+    for text in filter(None, notes):
+        runner.logger.warning(text)
     runner.train()
     return runner
 
@@ -100,7 +100,7 @@ def test(
     preflight.check_backbone(cfg)
     checkpoint = str(checkpoint)
     content = preflight.check_checkpoint(checkpoint)
-    preflight.check_data(cfg, ('test',))
+    notes = preflight.check_data(cfg, ('test',))
     pretrained.drop_pretrained(cfg)
     cfg.load_from, cfg.resume = checkpoint, False
     if show_dir is not None:
@@ -110,6 +110,8 @@ def test(
     runner = _build_runner(cfg)
     if content:
         check_fit(os.path.abspath(checkpoint), content, runner.model)
+    for text in notes:
+        runner.logger.warning(text)
     if out is not None:
         from mmdet.evaluation import DumpDetResults
 

@@ -1,0 +1,269 @@
+"""What is wrong in a COCO annotation file, item by item."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from reprlib import repr as short
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmhcg.data.faults import ANY_MASKS, OBJECTS, SCORED, Fault, Found, Use, judge
+from mmhcg.data.json_lists import json_entries
+
+EDGE = 1.0  # pixels by which a box may exceed its image: annotators round
+FAR = 10  # sides of the image: pycocotools walks along the outline of a polygon, five steps a pixel
+
+
+class Image(NamedTuple):
+    """What the file says about an image, its size in pixels."""
+
+    name: str
+    width: float
+    height: float
+
+
+class AnnotationFile:
+    """A COCO annotation file, read in small pieces: memory holds its images, and no annotations.
+
+    `images` (Image by id) and `categories` (name by id, in the file's order) are complete once `faults` has
+    been gone through, and so is `annotations`, their number.
+    """
+
+    def __init__(self, path: str | os.PathLike, use: Use = Use.ALL) -> None:
+        self.path, self.use = os.fspath(path), use
+        self.images: dict[Any, Image] = {}
+        self.categories: dict[Any, str] = {}
+        self.annotations = 0
+
+    def faults(self) -> Iterator[Fault]:
+        """All faults that matter in this use; OSError where the file cannot be opened."""
+        return judge(self.path, self.use, self._found())
+
+    def _found(self) -> Found:
+        lists = {}
+        try:
+            for key, value in json_entries(self.path):
+                if isinstance(value, Iterator):
+                    lists[key] = value
+                    yield from _each(
+                        key, value, {'images': self._image, 'categories': self._category}.get(key)
+                    )
+        except ValueError as error:
+            yield 'malformed JSON', '', str(error)
+            return
+        for key, kept in (('images', self.images), ('categories', self.categories)):
+            if not kept:
+                yield f'no {key}', '', 'none that can be used' if key in lists else ''
+        if self.use & OBJECTS:
+            yield from self._found_annotations()
+
+    def _found_annotations(self) -> Found:
+        """A second reading, because annotations may come before the images and categories that they name."""
+        ids: set[int] = set()
+        for key, value in json_entries(self.path):
+            if key == 'annotations' and isinstance(value, Iterator):
+                yield from _each(key, value, lambda *item: self._annotation(*item, ids))
+        if not self.annotations:
+            yield 'no annotations', '', ''
+
+    def _image(self, image: dict, item: str) -> Found:
+        number, name, width, height = (image.get(key) for key in ('id', 'file_name', 'width', 'height'))
+        if not _is_id(number):
+            yield 'odd id', item, _entry(image, 'id')
+            return
+        if number in self.images:
+            yield 'duplicate image id', item, f'also of {short(self.images[number].name)}'
+        if not isinstance(name, str) or not name:
+            yield 'odd file name', item, _entry(image, 'file_name')
+            name = ''
+        elif os.path.isabs(name) or '..' in re.split(r'[/\\]', name):
+            yield 'file outside the folder', item, short(name)
+        if not (_is_finite([width, height]) and width >= 1 and height >= 1):
+            yield 'odd image size', item, f'{_entry(image, "width")}, {_entry(image, "height")}'
+            width = height = math.inf  # its objects are judged all the same
+        self.images[number] = Image(name, width, height)
+
+    def _category(self, category: dict, item: str) -> Found:
+        number, name = category.get('id'), category.get('name')
+        if not _is_id(number):
+            yield 'odd id', item, _entry(category, 'id')
+        elif not isinstance(name, str):
+            yield 'odd item', item, _entry(category, 'name')
+        elif number in self.categories:
+            yield 'duplicate category id', item, f'of {self.categories[number]!r} and {name!r}'
+        else:
+            if name in self.categories.values():
+                yield 'duplicate category name', item, repr(name)
+            self.categories[number] = name
+
+    def _annotation(self, annotation: dict, item: str, ids: set[int]) -> Found:
+        self.annotations += 1
+        number, image_id, category = (annotation.get(key) for key in ('id', 'image_id', 'category_id'))
+        if not (isinstance(number, int) and _is_id(image_id) and _is_id(category)):
+            yield (
+                'odd id',
+                item,
+                ', '.join(_entry(annotation, key) for key in ('id', 'image_id', 'category_id')),
+            )
+            return
+        if number in ids:
+            yield 'duplicate annotation id', item, ''
+        ids.add(number)
+        if number == 0 and self.use & SCORED:
+            yield 'annotation id 0', item, ''
+        if self.categories and category not in self.categories:
+            yield 'unknown category', item, _entry(annotation, 'category_id')
+        if image_id not in self.images:
+            if self.images:
+                yield 'unknown image', item, _entry(annotation, 'image_id')
+            return
+        item, image = f'{item} of image {short(image_id)}', self.images[image_id]
+        yield from _check_box(annotation, item, image)
+        yield from _check_numbers(annotation, item)
+        if self.use & ANY_MASKS:
+            yield from _check_mask(annotation, item, image)
+
+
+def _each(key: str, items: Iterator, check: Callable[[dict, str], Found] | None) -> Found:
+    """Go through a list of the file; an item is named by its id, or by its place where it has none."""
+    if check is None:
+        return
+    for place, item in enumerate(items):
+        number = item.get('id') if isinstance(item, dict) else None
+        name = f'{key}[{place}]' if number is None else f'{SINGULAR[key]} {short(number)}'
+        if isinstance(item, dict):
+            yield from check(item, name)
+        else:
+            yield 'odd item', name, short(item)
+
+
+SINGULAR = {'images': 'image', 'categories': 'category', 'annotations': 'annotation'}
+
+
+def _check_box(annotation: dict, item: str, image: Image) -> Found:
+    box = annotation.get('bbox')
+    if not isinstance(box, list) or len(box) != 4 or not _are_numbers(box):
+        yield 'no bbox', item, _entry(annotation, 'bbox')
+        return
+    x, y, width, height = box
+    if not _is_finite(box):
+        kind = 'NaN in bbox' if any(value != value for value in box) else 'infinity in bbox'
+        yield kind, item, short(box)
+    elif width <= 0 or height <= 0:
+        yield 'bbox without area', item, short(box)
+    elif x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0:
+        yield 'bbox outside', item, f'{box} in {image.width} x {image.height}'
+    elif width < 1 or height < 1:
+        yield 'bbox below a pixel', item, short(box)
+    elif min(x, y) < -EDGE or x + width > image.width + EDGE or y + height > image.height + EDGE:
+        yield 'bbox beyond the edge', item, f'{box} in {image.width} x {image.height}'
+
+
+def _check_numbers(annotation: dict, item: str) -> Found:
+    area = annotation.get('area')
+    if not _are_numbers([area]):
+        yield 'no area', item, _entry(annotation, 'area')
+    elif not area > 0:
+        yield 'area not positive', item, _entry(annotation, 'area')
+    if not _are_numbers([annotation.get('iscrowd')]):
+        yield 'no iscrowd', item, _entry(annotation, 'iscrowd')
+
+
+def _check_mask(annotation: dict, item: str, image: Image) -> Found:
+    mask = annotation.get('segmentation')
+    if not mask:
+        yield 'no segmentation', item, _entry(annotation, 'segmentation')
+    elif isinstance(mask, dict):
+        yield from _check_run_lengths(mask, item, image)
+    elif not isinstance(mask, list) or not all(
+        isinstance(part, list) and _are_numbers(part) for part in mask
+    ):
+        yield 'odd segmentation', item, _entry(annotation, 'segmentation')
+    else:
+        far = FAR * max(image.width, image.height)
+        for place, polygon in enumerate(mask):
+            if not _is_finite(polygon):
+                yield 'NaN or infinity in polygon', item, short(polygon)
+            elif polygon and max(max(polygon), -min(polygon)) > far:
+                yield 'polygon far outside', item, f'up to {max(polygon, key=abs):g}'
+            elif len(polygon) < 6:
+                # pycocotools tells by the length of the first whether these are polygons
+                kind = (
+                    'too few points' if place or len(polygon) > 4 else 'too few points in the first polygon'
+                )
+                yield kind, item, short(polygon)
+            elif len(polygon) % 2:
+                yield 'odd number of coordinates', item, short(polygon)
+
+
+def _check_run_lengths(mask: dict, item: str, image: Image) -> Found:
+    size, counts = mask.get('size'), mask.get('counts')
+    if size is None or not isinstance(counts, (list, str)):
+        yield 'RLE without counts or size', item, short(mask)
+        return
+    if size != [image.height, image.width] and image.height < math.inf:
+        yield 'RLE of another size', item, f'{short(size)} in {image.height} x {image.width}'
+        return
+    try:
+        lengths = decode_counts(counts) if isinstance(counts, str) else counts
+        pixels = sum(lengths)
+        whole = all(type(length) is int and length >= 0 for length in lengths)
+    except (TypeError, ValueError):
+        whole = False
+    if not whole:
+        yield 'broken RLE', item, f'counts {short(counts)}'
+    elif image.height < math.inf and pixels != image.height * image.width:
+        yield 'broken RLE', item, f'counts of {pixels} pixels in {image.height} x {image.width}'
+
+
+def decode_counts(text: str) -> list[int]:
+    """The run lengths in COCO's compressed form; pycocotools reads past the end of one that was cut off.
+
+    A number stands in pieces of five bits, the lowest first, with a sixth bit where more follow; the highest
+    bit of the last piece is the sign. From the fourth on, it is the difference to the last but one.
+
+    Raises:
+        ValueError: the text is nothing of the kind.
+    """
+    codes = np.frombuffer(text.encode('ascii'), np.uint8).astype(np.int64) - 48
+    last = (codes & 32) == 0
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not last[-1]:
+        raise ValueError("not in COCO's compressed form")
+    starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
+    pieces = np.diff([*starts, len(codes)])
+    if pieces.max() > 7:
+        raise ValueError('a number of more than 35 bits')
+    places = np.arange(len(codes)) - np.repeat(starts, pieces)
+    numbers = np.add.reduceat((codes & 31) << 5 * places, starts)
+    numbers -= np.where(codes[last] & 16, 1 << 5 * pieces, 0)
+    for first in (1, 2):
+        numbers[first::2] = np.cumsum(numbers[first::2])
+    return numbers.tolist()
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, str))
+
+
+def _are_numbers(values: list) -> bool:
+    try:
+        sum(values)
+    except (TypeError, OverflowError):  # an integer that no float can hold
+        return False
+    return True
+
+
+def _is_finite(values: list) -> bool:
+    """Whether they are numbers, none of them NaN or infinite; in C, because there are millions of them."""
+    try:
+        return math.isfinite(sum(values))
+    except (TypeError, OverflowError):
+        return False
+
+
+def _entry(item: dict, key: str) -> str:
+    return f'{key}={short(item[key])}' if key in item else f'no {key}'
