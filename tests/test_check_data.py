@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import tracemalloc
+from contextlib import redirect_stdout
+from copy import deepcopy
 from pathlib import Path
 
 import cv2
@@ -12,18 +16,18 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mmengine.registry import init_default_scope
+from PIL import Image
 from pycocotools import mask as mask_api
-from pycocotools.coco import COCO
 from tiny_run import CLASSES, load_tool
 
 from mmhcg.data import images, json_lists, make_shapes
 from mmhcg.data.annotations import AnnotationFile, decode_counts
-from mmhcg.data.faults import KINDS, Use
+from mmhcg.data.faults import KINDS
 from mmhcg.data.json_lists import json_entries
 
 NAN, INF = float('nan'), float('inf')
 SIZE = 64
+EXAMPLES = int(os.environ.get('MMHCG_EXAMPLES', 150))  # of files that were changed at random
 QUICK = dict(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
@@ -185,3 +189,290 @@ def test_fault_is_named_by_file_and_id(edited, capsys, name):
     start = rf'^{weight}: {re.escape(str(edited))}\S*' + (f': {re.escape(item)}' if item else '')
     assert re.match(rf'{start}: {kind}\b.*\({re.escape(KINDS[kind][1])}\)$', lines[0])
     assert f'{weight}s 1 (1 x {kind})' in last
+
+
+IMAGE_FILES = {
+    'zero bytes': (lambda data: b'', 'empty image'),
+    'text': (lambda data: b'not a picture at all', 'no image'),
+    'half a JPEG': (lambda data: data[: len(data) // 2], 'damaged image'),
+    'JPEG without its last tenth': (lambda data: data[: len(data) * 9 // 10], 'damaged image'),
+}
+
+
+@pytest.mark.parametrize('name', IMAGE_FILES)
+def test_image_file_is_named_by_file_and_id(edited, capsys, name):
+    change, kind = IMAGE_FILES[name]
+    path = edited / 'val2017/first.jpg'
+    path.write_bytes(change(path.read_bytes()))
+    code, lines, _ = check(edited, capsys)
+    assert code == 1 and len(lines) == 1
+    assert lines[0].startswith(f'error: {path}: image 1: {kind}, ')
+
+
+def test_images_are_read_as_opencv_turns_them(edited, capsys):
+    picture = Image.new('RGB', (20, 30))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(edited / 'val2017/first.jpg', exif=exif)
+    assert cv2.imread(str(edited / 'val2017/first.jpg')).shape == (20, 30, 3)
+    edit(edited, lambda c, a: c['images'][0].update(height=20, width=30))
+    assert not [line for line in check(edited, capsys)[1] if 'another size' in line]
+    edit(edited, lambda c, a: c['images'][0].update(height=30, width=20))
+    assert 'image of another size, 30 x 20 instead of 20 x 30' in check(edited, capsys)[1][-1]
+
+
+def test_large_images_are_not_decoded(edited, capsys, monkeypatch):
+    monkeypatch.setattr(images, 'MAX_PIXELS', 32 * 32)  # of a JPEG, an eighth of the side is decoded
+    code, lines, _ = check(edited, capsys)
+    assert code == 0
+    assert [re.search(r'image \d: [a-z ]+', line)[0] for line in lines] == [
+        f'image {number}: too large to check ' for number in (2, 3, 4)
+    ]
+
+
+def test_absolute_file_names_are_named(edited, capsys):
+    edit(edited, lambda c, a: c['images'][0].update(file_name=str(edited / 'val2017/first.jpg')))
+    code, lines, _ = check(edited, capsys)
+    assert code == 0 and len(lines) == 1
+    assert 'image 1: file outside the folder' in lines[0]
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"images": [}', '{"images": [], "images": []}', '{} {}'])
+def test_malformed_json_is_told_with_its_place(edited, capsys, text):
+    path = edited / 'annotations/instances_val2017.json'
+    path.write_text(text)
+    code, lines, _ = check(edited, capsys)
+    assert code == 1 and len(lines) == 1
+    assert re.match(rf'error: {path}: malformed JSON, .* at character \d+, near ', lines[0])
+
+
+def test_cut_off_json_keeps_what_was_found_before(edited, capsys):
+    edit(edited, put_image(width=None))
+    path = edited / 'annotations/instances_val2017.json'
+    path.write_bytes(path.read_bytes()[:-100])
+    code, lines, _ = check(edited, capsys)
+    assert code == 1
+    assert ['odd image size' in lines[0], 'malformed JSON' in lines[1]] == [True, True]
+
+
+def test_all_faults_are_named_in_one_pass(edited, capsys):
+    def spoil(content, annotation):
+        annotation['bbox'][2] = -1
+        content['annotations'][1].pop('area')
+        content['annotations'][2].update(segmentation=[[1e9, 0, 5, 5, 9, 9]], image_id=1)
+        content['images'][3]['file_name'] = 'g\none\ud800.jpg'
+
+    edit(edited, spoil)
+    code, lines, last = check(edited, capsys)
+    assert code == 1
+    found = [re.search(r'(annotation|image) \d+\b.*?: ([\w ]+)', line).group(1, 2) for line in lines]
+    assert found == [
+        ('annotation', 'bbox without area'),
+        ('annotation', 'no area'),
+        ('annotation', 'polygon far outside'),
+        ('image', 'missing image '),
+    ]
+    assert r'val2017/g\none\ud800.jpg' in lines[-1]
+    assert last.endswith(
+        '4 images, 19 annotations, 3 categories; '
+        'errors 3 (1 x no area, 1 x polygon far outside, 1 x missing image); '
+        'warnings 1 (1 x bbox without area)'
+    )
+
+
+def test_boxes_alone_need_no_masks_and_the_file_no_images(edited, capsys):
+    edit(edited, lambda c, a: [annotation.pop('segmentation') for annotation in c['annotations']])
+    shutil.rmtree(edited / 'val2017')
+    (edited / 'val2017').mkdir()
+    assert check(edited, capsys, '--no-masks', '--no-images')[:2] == (0, [])
+    code, lines, _ = check(edited, capsys)
+    assert code == 1 and len(lines) == 19 + 4
+
+
+@pytest.mark.parametrize('missing', ['annotations/instances_val2017.json', 'val2017'])
+def test_nothing_to_check_is_exit_code_2(edited, capsys, missing):
+    (edited / missing).rename(edited / 'elsewhere')
+    argv = [edited / 'annotations/instances_val2017.json', edited / 'val2017']
+    with pytest.raises(SystemExit) as stop:
+        load_tool('check_data').main(list(map(str, argv)))
+    assert stop.value.code == 2
+    assert str(edited / missing) in capsys.readouterr().err
+
+
+def test_annotations_are_not_kept_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_lists, 'CHUNK', 2**13)
+    polygon = [float(place % 97) for place in range(500)]
+    entry = dict(image_id=1, category_id=1, bbox=[0, 0, 90, 90], area=9.0, iscrowd=0, segmentation=[polygon])
+    content = dict(
+        annotations=[dict(entry, id=number) for number in range(1, 301)],
+        images=[dict(id=1, file_name='1.jpg', width=100, height=100)],
+        categories=[dict(id=1, name='a')],
+    )
+    path = tmp_path / 'large.json'
+    path.write_text(json.dumps(content))
+    del content
+    tracemalloc.start()
+    try:
+        file = AnnotationFile(path)
+        assert not list(file.faults()) and file.annotations == 300
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < path.stat().st_size / 5
+
+
+# Anything that JSON can say, NaN and infinity as Python writes them included
+SCALARS = st.none() | st.booleans() | st.integers() | st.integers(-2, 70) | st.floats() | st.text(max_size=3)
+JSON = st.recursive(
+    SCALARS,
+    lambda children: (
+        st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=3), children, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=80, **QUICK)
+@given(content=st.dictionaries(st.text(max_size=5), JSON, max_size=4), chunk=st.integers(1, 9))
+def test_pieces_of_a_file_are_what_json_reads(tmp_path_factory, content, chunk):
+    path = tmp_path_factory.getbasetemp() / 'pieces.json'
+    path.write_text(
+        json.dumps(content, ensure_ascii=chunk % 2 == 0, indent=chunk % 3 or None), 'utf-8', 'surrogatepass'
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_lists, 'CHUNK', chunk)
+        try:
+            read = {
+                key: list(value) if hasattr(value, '__next__') else value for key, value in json_entries(path)
+            }
+        except UnicodeDecodeError:  # half a character, which UTF-8 cannot say
+            assert chunk % 2
+            return
+    assert repr(read) == repr(json.loads(json.dumps(content)))  # by repr: NaN is not equal to itself
+
+
+def places(node, path=()):
+    """The path of everything in a JSON tree."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        yield (*path, key)
+        yield from places(child, (*path, key))
+
+
+@st.composite
+def mutations(draw, content: dict) -> dict:
+    """A copy of `content` in which one to three places hold something else, or nothing."""
+    content = deepcopy(content)
+    for _ in range(draw(st.integers(1, 3))):
+        every = list(places(content))
+        if not every:
+            break
+        # By the kind of place, of which a coordinate is one, however many there are.
+        kinds = sorted({tuple(map(str, (key for key in path if isinstance(key, str)))) for path in every})
+        kind = draw(st.sampled_from(kinds))
+        *parents, last = draw(
+            st.sampled_from([p for p in every if tuple(k for k in p if isinstance(k, str)) == kind])
+        )
+        node = content
+        for key in parents:
+            node = node[key]
+        if draw(st.booleans()) and draw(st.booleans()):
+            del node[last]
+        else:
+            node[last] = draw(JSON)
+    return content
+
+
+def small_content() -> dict:
+    """Two images with a polygon, a list of run lengths and a compressed one."""
+    mask = np.zeros((24, 32), np.uint8, order='F')
+    mask[5:15, 4:20] = mask[18:20, 25:30] = 1
+    compressed = mask_api.encode(mask)['counts'].decode()
+    masks = [[[1, 1, 20, 1, 20.5, 20]], dict(size=[24, 32], counts=[24, 100, 644])]
+    masks.append(dict(size=[24, 32], counts=compressed))
+    box = dict(category_id=1, bbox=[1, 1, 20, 20], area=90, iscrowd=0)
+    return dict(
+        images=[dict(id=number, file_name=f'{number}.jpg', width=32, height=24) for number in (1, 2)],
+        annotations=[
+            dict(box, id=n, image_id=1 + n % 2, segmentation=m) for n, m in enumerate(masks, start=1)
+        ],
+        categories=[dict(id=1, name='a'), dict(id=2, name='b')],
+    )
+
+
+@settings(max_examples=EXAMPLES, **QUICK)
+@given(content=mutations(small_content()))
+def test_whatever_a_file_holds_is_told_and_never_raised(tmp_path_factory, content):
+    """And what is let through, MMDetection and pycocotools take: boxes, masks, all of them finite."""
+    path = tmp_path_factory.getbasetemp() / 'mutated.json'
+    path.write_text(json.dumps(content))
+    faults = list(AnnotationFile(path).faults())
+    assert all(fault.kind in KINDS and str(fault).startswith(str(path)) for fault in faults)
+    if not any(fault.stops for fault in faults):
+        read_with_mmdet(path)
+
+
+def read_with_mmdet(path: Path) -> None:
+    from mmdet.datasets import CocoDataset
+    from mmdet.datasets.transforms import LoadAnnotations
+    from pycocotools.coco import COCO
+
+    with redirect_stdout(None):
+        dataset = CocoDataset(
+            ann_file=str(path), metainfo=dict(classes=('a', 'b')), test_mode=True, data_prefix=dict(img='')
+        )
+        truth = COCO(str(path))
+    load = LoadAnnotations(with_bbox=True, with_mask=True)
+    for place in range(len(dataset)):
+        info = dataset.get_data_info(place)
+        loaded = load(dict(info, ori_shape=(info['height'], info['width'])))
+        assert loaded['gt_bboxes'].tensor.isfinite().all()
+        assert set(np.unique(loaded['gt_masks'].masks)) <= {0, 1}
+    for annotation in truth.anns.values():
+        if annotation['image_id'] in truth.imgs:
+            truth.annToMask(annotation)
+
+
+@settings(max_examples=150, **QUICK)
+@given(data=st.data())
+def test_whatever_the_bytes_of_a_file_is_told_and_never_raised(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / 'bytes.json'
+    text = bytearray(json.dumps(small_content()).encode())
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(text)))
+        end = data.draw(st.sampled_from([start, start + 1, start + 2, len(text)]))
+        text[start:end] = data.draw(
+            st.binary(max_size=3) | st.sampled_from([b'[' * 99999, b'"', b'}', b'9' * 9999])
+        )
+    path.write_bytes(text)
+    try:
+        json.loads(text)
+        whole = True
+    except (ValueError, RecursionError):
+        whole = False
+    kinds = {fault.kind for fault in AnnotationFile(path).faults()}
+    assert whole or 'malformed JSON' in kinds
+
+
+@settings(max_examples=20, **QUICK)
+@given(seed=st.integers(0, 10**6), size=st.integers(64, 90))
+def test_a_generated_set_has_no_fault(tmp_path_factory, seed, size):
+    folder = tmp_path_factory.mktemp('valid')
+    make_shapes(folder / 'set', images=3, seed=seed, val_images=1, size=size)
+    file = AnnotationFile(folder / 'set/annotations/instances_train2017.json')
+    faults = list(file.faults())
+    faults += [
+        fault for found in images.check_images(file, str(folder / 'set/train2017'), 1) for fault in found
+    ]
+    assert [fault.kind for fault in faults] in ([], ['no annotations'])  # of three pictures, all may be empty
+    assert (len(file.images), list(file.categories.values())) == (3, list(CLASSES))
+
+
+@settings(max_examples=100, **QUICK)
+@given(rows=st.integers(1, 9), cols=st.integers(1, 300), seed=st.integers(0, 99), share=st.floats(0, 1))
+def test_compressed_run_lengths_are_read_as_pycocotools_writes_them(rows, cols, seed, share):
+    mask = np.asfortranarray(np.random.default_rng(seed).random((rows, cols)) < share).astype(np.uint8)
+    mask[:, cols // 2 :] = mask[0, 0]  # a long run, for a number of several pieces
+    lengths = decode_counts(mask_api.encode(mask)['counts'].decode())
+    values = np.arange(len(lengths)) % 2
+    assert np.array_equal(np.repeat(values, lengths), mask.ravel(order='F'))

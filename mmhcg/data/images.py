@@ -15,10 +15,8 @@ from PIL import Image as Pillow
 from mmhcg.data.annotations import AnnotationFile, Image
 from mmhcg.data.faults import Fault, Found, judge
 
-ORIENTATION, TURNED = (
-    0x0112,
-    (5, 6, 7, 8),
-)  # EXIF's tag, and those of its values that exchange width and height
+ORIENTATION = 0x0112  # EXIF's tag
+TURNED = (5, 6, 7, 8)  # its values that exchange width and height
 MAX_PIXELS = 2**25  # decoded at a time, in 134 MB or less
 
 

@@ -18,6 +18,7 @@ LONGEST = (
 )  # characters of one item; else a fault at its start would have all of the file read for its end
 
 _spaces = re.compile(r'[ \t\n\r]*')
+_after_value = frozenset(' \t\n\r,:]}')
 _decode = json.JSONDecoder().raw_decode
 
 
@@ -81,11 +82,12 @@ class _Text:
                 value, end = _decode(self.buffer, self.at)
                 fault = None
             except json.JSONDecodeError as error:
-                fault, end = error, len(self.buffer)
+                fault = error
             except RecursionError:
                 raise self.fault('lists or objects nested too deep') from None
-            # What stops at the end of the buffer may go on behind it, a number even where it can be read.
-            if self.ended or end < len(self.buffer) or end - self.at > LONGEST:
+            # What ends with the buffer may go on behind it: of `1.5`, `1.` is read as 1.
+            whole = fault is None and self.buffer[end : end + 1] in _after_value
+            if whole or self.ended or len(self.buffer) - self.at > LONGEST:
                 break
             self._read_on()
         if fault is not None:
