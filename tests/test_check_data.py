@@ -95,17 +95,13 @@ def run_lengths(counts: list | str, size: list | None = None):
     return put(segmentation=dict(counts=counts, size=size or [SIZE, SIZE]))
 
 
-def same_id(key: str):
-    return lambda content, annotation: content[key][1].update(id=content[key][0]['id'])
-
-
 FILE, FIRST, PICTURE = '', 'annotation 100 of image 1', 'image 1'
 # What is done, the kind that is told, of which item, whether it stops a run
 FAULTS = {
     'no categories': (lambda c, a: c.pop('categories'), 'no categories', FILE, True),
     'no images': (lambda c, a: c.pop('images'), 'no images', FILE, True),
     'no annotations': (lambda c, a: c.pop('annotations'), 'no annotations', FILE, True),
-    'empty lists': (lambda c, a: c['annotations'].clear(), 'no annotations', FILE, True),
+    'empty list': (lambda c, a: c['annotations'].clear(), 'no objects', FILE, True),
     'no area': (drop('area'), 'no area', FIRST, True),
     'no bbox': (drop('bbox'), 'no bbox', FIRST, True),
     'bbox of three': (put(bbox=[1, 2, 3]), 'no bbox', FIRST, True),
@@ -115,11 +111,14 @@ FAULTS = {
     'no iscrowd': (drop('iscrowd'), 'no iscrowd', FIRST, True),
     'area 0': (put(area=0), 'area not positive', FIRST, False),
     'width 0': (set_box(2, 0), 'bbox without area', FIRST, False),
+    'height 0': (set_box(3, 0), 'bbox without area', FIRST, False),
     'width negative': (set_box(2, -5), 'bbox without area', FIRST, False),
     'width small': (set_box(2, 0.5), 'bbox below a pixel', FIRST, False),
     'bbox NaN': (set_box(0, NAN), 'NaN in bbox', FIRST, True),
     'bbox infinite': (set_box(2, INF), 'infinity in bbox', FIRST, True),
     'bbox outside': (put(bbox=[1000, 1000, 5, 5]), 'bbox outside', FIRST, False),
+    'bbox on the right': (set_box(0, SIZE), 'bbox outside', FIRST, False),
+    'bbox on the left': (set_box(0, -17), 'bbox outside', FIRST, False),
     'bbox partly outside': (put(bbox=[-9, 10, 20, 20]), 'bbox beyond the edge', FIRST, False),
     'polygon 1e9': (set_point(1e9), 'polygon far outside', FIRST, True),
     'polygon -1e9': (set_point(-1e9), 'polygon far outside', FIRST, True),
@@ -133,6 +132,7 @@ FAULTS = {
         FIRST,
         False,
     ),
+    'two points and a half': (put(segmentation=[[1, 1, 9, 9, 1]]), 'too few points', FIRST, False),
     'half a point': (put(segmentation=[[1, 1, 9, 1, 9, 9, 1]]), 'odd number of coordinates', FIRST, False),
     'RLE short': (run_lengths([0, 100]), 'broken RLE', FIRST, True),
     'RLE long': (run_lengths([0, SIZE * SIZE + 1]), 'broken RLE', FIRST, True),
@@ -152,7 +152,18 @@ FAULTS = {
         PICTURE,
         True,
     ),
-    'annotation twice': (same_id('annotations'), 'duplicate annotation id', 'annotation 100', True),
+    'annotation twice': (
+        lambda c, a: c['annotations'][1].update(id=100),
+        'duplicate annotation id',
+        'annotation 100',
+        True,
+    ),
+    'category twice': (
+        lambda c, a: c['categories'].append(dict(id=3, name='circle')),
+        'duplicate category id',
+        'category 3',
+        True,
+    ),
     'name twice': (
         lambda c, a: c['categories'].append(dict(id=9, name=CLASSES[0])),
         'duplicate category name',
@@ -464,7 +475,7 @@ def test_a_generated_set_has_no_fault(tmp_path_factory, seed, size):
     faults += [
         fault for found in images.check_images(file, str(folder / 'set/train2017'), 1) for fault in found
     ]
-    assert [fault.kind for fault in faults] in ([], ['no annotations'])  # of three pictures, all may be empty
+    assert [fault.kind for fault in faults] in ([], ['no objects'])  # of three pictures, all may be empty
     assert (len(file.images), list(file.categories.values())) == (3, list(CLASSES))
 
 
@@ -476,3 +487,9 @@ def test_compressed_run_lengths_are_read_as_pycocotools_writes_them(rows, cols, 
     lengths = decode_counts(mask_api.encode(mask)['counts'].decode())
     values = np.arange(len(lengths)) % 2
     assert np.array_equal(np.repeat(values, lengths), mask.ravel(order='F'))
+
+
+@pytest.mark.parametrize('text', ['', 'o', '0Po', '/', 'p', 'é', 'oooooooo0'])
+def test_other_texts_are_no_run_lengths(text):
+    with pytest.raises(ValueError):
+        decode_counts(text)

@@ -17,6 +17,8 @@ from mmhcg.runs import UserError, cli
 def run(annotations: str, images: str | None, jobs: int, no_images: bool, no_masks: bool) -> None:
     if not os.path.isfile(annotations):
         raise UserError(f'no annotation file at {os.path.abspath(annotations)}')
+    if jobs < 1:
+        raise UserError(f'--jobs {jobs}: at least one has to read the images')
     if not no_images and not os.path.isdir(images or ''):
         raise UserError(
             f'no folder {images}' if images else 'name the folder of the images, or say --no-images'
@@ -57,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--jobs',
         type=int,
-        default=os.cpu_count(),
+        default=os.cpu_count() or 1,
         metavar='N',
         help='images read at a time (default: one a core)',
     )

@@ -44,22 +44,23 @@ class AnnotationFile:
         return judge(self.path, self.use, self._found())
 
     def _found(self) -> Found:
-        lists = {}
+        checks = {'images': self._image, 'categories': self._category}
+        there = set()
         try:
             for key, value in json_entries(self.path):
-                if isinstance(value, Iterator):
-                    lists[key] = value
-                    yield from _each(
-                        key, value, {'images': self._image, 'categories': self._category}.get(key)
-                    )
-        except ValueError as error:
+                there.add(key)
+                if key in checks and isinstance(value, Iterator):
+                    yield from _each(key, value, checks[key])
+        except (OSError, ValueError) as error:
             yield 'malformed JSON', '', str(error)
             return
         for key, kept in (('images', self.images), ('categories', self.categories)):
             if not kept:
-                yield f'no {key}', '', 'none that can be used' if key in lists else ''
+                yield f'no {key}', '', ''
         if self.use & OBJECTS:
             yield from self._found_annotations()
+            if not self.annotations:
+                yield 'no objects' if 'annotations' in there else 'no annotations', '', ''
 
     def _found_annotations(self) -> Found:
         """A second reading, because annotations may come before the images and categories that they name."""
@@ -67,8 +68,6 @@ class AnnotationFile:
         for key, value in json_entries(self.path):
             if key == 'annotations' and isinstance(value, Iterator):
                 yield from _each(key, value, lambda *item: self._annotation(*item, ids))
-        if not self.annotations:
-            yield 'no annotations', '', ''
 
     def _image(self, image: dict, item: str) -> Found:
         number, name, width, height = (image.get(key) for key in ('id', 'file_name', 'width', 'height'))
@@ -103,12 +102,9 @@ class AnnotationFile:
     def _annotation(self, annotation: dict, item: str, ids: set[int]) -> Found:
         self.annotations += 1
         number, image_id, category = (annotation.get(key) for key in ('id', 'image_id', 'category_id'))
-        if not (isinstance(number, int) and _is_id(image_id) and _is_id(category)):
-            yield (
-                'odd id',
-                item,
-                ', '.join(_entry(annotation, key) for key in ('id', 'image_id', 'category_id')),
-            )
+        if not (_is_whole(number) and _is_id(image_id) and _is_id(category)):
+            entries = [_entry(annotation, key) for key in ('id', 'image_id', 'category_id')]
+            yield 'odd id', item, ', '.join(entries)
             return
         if number in ids:
             yield 'duplicate annotation id', item, ''
@@ -128,20 +124,16 @@ class AnnotationFile:
             yield from _check_mask(annotation, item, image)
 
 
-def _each(key: str, items: Iterator, check: Callable[[dict, str], Found] | None) -> Found:
+def _each(key: str, items: Iterator, check: Callable[[dict, str], Found]) -> Found:
     """Go through a list of the file; an item is named by its id, or by its place where it has none."""
-    if check is None:
-        return
+    one = {'images': 'image', 'categories': 'category', 'annotations': 'annotation'}[key]
     for place, item in enumerate(items):
         number = item.get('id') if isinstance(item, dict) else None
-        name = f'{key}[{place}]' if number is None else f'{SINGULAR[key]} {short(number)}'
+        name = f'{key}[{place}]' if number is None else f'{one} {short(number)}'
         if isinstance(item, dict):
             yield from check(item, name)
         else:
             yield 'odd item', name, short(item)
-
-
-SINGULAR = {'images': 'image', 'categories': 'category', 'annotations': 'annotation'}
 
 
 def _check_box(annotation: dict, item: str, image: Image) -> Found:
@@ -179,9 +171,7 @@ def _check_mask(annotation: dict, item: str, image: Image) -> Found:
         yield 'no segmentation', item, _entry(annotation, 'segmentation')
     elif isinstance(mask, dict):
         yield from _check_run_lengths(mask, item, image)
-    elif not isinstance(mask, list) or not all(
-        isinstance(part, list) and _are_numbers(part) for part in mask
-    ):
+    elif not isinstance(mask, list) or any(not isinstance(p, list) or not _are_numbers(p) for p in mask):
         yield 'odd segmentation', item, _entry(annotation, 'segmentation')
     else:
         far = FAR * max(image.width, image.height)
@@ -192,9 +182,8 @@ def _check_mask(annotation: dict, item: str, image: Image) -> Found:
                 yield 'polygon far outside', item, f'up to {max(polygon, key=abs):g}'
             elif len(polygon) < 6:
                 # pycocotools tells by the length of the first whether these are polygons
-                kind = (
-                    'too few points' if place or len(polygon) > 4 else 'too few points in the first polygon'
-                )
+                crash = not place and len(polygon) <= 4
+                kind = 'too few points in the first polygon' if crash else 'too few points'
                 yield kind, item, short(polygon)
             elif len(polygon) % 2:
                 yield 'odd number of coordinates', item, short(polygon)
@@ -246,7 +235,11 @@ def decode_counts(text: str) -> list[int]:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, (int, str))
+    return isinstance(value, str) or _is_whole(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
 
 
 def _are_numbers(values: list) -> bool:

@@ -35,6 +35,7 @@ KINDS: dict[str, tuple[Use, str]] = {
     'no images': (Use.ALL, 'crash at the start'),
     'no categories': (Use.ALL, 'crash at the start'),
     'no annotations': (OBJECTS, 'nothing to learn, and an AP of -1'),
+    'no objects': (SCORED, 'an AP of -1'),  # in training, images of background
     'odd item': (Use.ALL, 'crash at the start'),
     'odd id': (Use.ALL, 'crash, or never matched'),
     'duplicate image id': (Use.ALL, 'the last of them gets the objects of all'),

@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.utils import is_abs
 
 from mmhcg.data.annotations import AnnotationFile
-from mmhcg.data.faults import OBJECTS, Fault, Tally, Use
+from mmhcg.data.faults import ANY_MASKS, OBJECTS, Fault, Tally, Use
 from mmhcg.data.images import missing_images
 from mmhcg.runs.classes import check_heads, check_names, classes_of
 from mmhcg.runs.config import dicts_of
@@ -76,8 +76,8 @@ def _check_file(path: str, readers: Iterable[Reader]) -> str | None:
     for folder in {reader.folder: 0 for reader in readers if reader.folder is not None}:
         for fault in missing_images(file, folder):
             tally.add(fault)
-    if stopping := tally.first(stops=True):
-        raise UserError(_message(path, readers, tally, stopping))
+    if tally.first(stops=True):
+        raise UserError(_message(file, readers, tally))
     for reader in readers:
         if reader.classes:
             check_names(f'{reader.where}: {path}', reader.classes, list(file.categories.values()))
@@ -87,12 +87,14 @@ def _check_file(path: str, readers: Iterable[Reader]) -> str | None:
     return f'{path} has what will be skipped or is odd: {counts}\n{_lines(tally.first(stops=False))}'
 
 
-def _message(path: str, readers: Sequence[Reader], tally: Tally, stopping: Sequence[Fault]) -> str:
+def _message(file: AnnotationFile, readers: Sequence[Reader], tally: Tally) -> str:
+    stopping = tally.first(stops=True)
     folder = next((reader.folder for reader in readers if reader.folder is not None), 'IMG_DIR')
     text = (
-        f'{path}, of {" and ".join(reader.where for reader in readers)}, or its images would end the run or '
-        f'falsify its result: {tally.summary(stops=True)}\n{_lines(stopping)}\n'
-        f'All faults, damaged images included: python tools/check_data.py {path} {folder}'
+        f'{file.path}, of {" and ".join(reader.where for reader in readers)}, or its images would end the run '
+        f'or falsify its result: {tally.summary(stops=True)}\n{_lines(stopping)}\n'
+        f'All faults, damaged images included: python tools/check_data.py {file.path} {folder}'
+        f'{"" if file.use & ANY_MASKS else " --no-masks"}'
     )
     if any(fault.kind == 'missing image' for fault in stopping):
         text += "\nThe folder is the dataset's data_root and data_prefix.img; --data-root sets both"
@@ -117,9 +119,8 @@ def _readers(cfg: Config, mode: str) -> Iterator[Reader]:
         where, cls = f'{mode}_dataloader', _class_of(dataset, DATASETS)
         path = _below_root(dataset, dataset.get('ann_file'))
         # A dataset with its own way to read annotations may also number classes in its own way.
-        if getattr(cls, 'load_data_list', None) is not CocoDataset.load_data_list or not _is_local(
-            dataset, path
-        ):
+        coco = getattr(cls, 'load_data_list', None) is CocoDataset.load_data_list
+        if not coco or not _is_local(dataset, path):
             continue
         use = _use(dataset)
         unlabelled = mode == 'train' and not use & OBJECTS
