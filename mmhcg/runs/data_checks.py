@@ -90,9 +90,10 @@ def _check_file(path: str, readers: Iterable[Reader]) -> str | None:
 def _message(file: AnnotationFile, readers: Sequence[Reader], tally: Tally) -> str:
     stopping = tally.first(stops=True)
     folder = next((reader.folder for reader in readers if reader.folder is not None), 'IMG_DIR')
+    of = ' and '.join(reader.where for reader in readers)
     text = (
-        f'{file.path}, of {" and ".join(reader.where for reader in readers)}, or its images would end the run '
-        f'or falsify its result: {tally.summary(stops=True)}\n{_lines(stopping)}\n'
+        f'{file.path}, of {of}, or its images would end the run or falsify its result: '
+        f'{tally.summary(stops=True)}\n{_lines(stopping)}\n'
         f'All faults, damaged images included: python tools/check_data.py {file.path} {folder}'
         f'{"" if file.use & ANY_MASKS else " --no-masks"}'
     )
