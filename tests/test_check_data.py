@@ -21,9 +21,10 @@ from pycocotools import mask as mask_api
 from tiny_run import CLASSES, load_tool
 
 from mmhcg.data import images, json_lists, make_shapes
-from mmhcg.data.annotations import AnnotationFile, decode_counts
+from mmhcg.data.annotations import AnnotationFile
 from mmhcg.data.faults import KINDS
 from mmhcg.data.json_lists import json_entries
+from mmhcg.data.run_lengths import decode_counts
 
 NAN, INF = float('nan'), float('inf')
 SIZE = 64
@@ -116,6 +117,7 @@ FAULTS = {
     'width small': (set_box(2, 0.5), 'bbox below a pixel', FIRST, False),
     'bbox NaN': (set_box(0, NAN), 'NaN in bbox', FIRST, True),
     'bbox infinite': (set_box(2, INF), 'infinity in bbox', FIRST, True),
+    'bbox of more than a float holds': (set_box(2, 10**400), 'infinity in bbox', FIRST, True),
     'bbox outside': (put(bbox=[1000, 1000, 5, 5]), 'bbox outside', FIRST, False),
     'bbox on the right': (set_box(0, SIZE), 'bbox outside', FIRST, False),
     'bbox on the left': (set_box(0, -17), 'bbox outside', FIRST, False),
@@ -137,6 +139,11 @@ FAULTS = {
     'RLE short': (run_lengths([0, 100]), 'broken RLE', FIRST, True),
     'RLE long': (run_lengths([0, SIZE * SIZE + 1]), 'broken RLE', FIRST, True),
     'RLE negative': (run_lengths([-5, SIZE * SIZE + 5]), 'broken RLE', FIRST, True),
+    'RLE beyond 64 bits': (run_lengths([2**63, 2**63, SIZE * SIZE]), 'broken RLE', FIRST, True),
+    'RLE that wraps': (run_lengths([2**62] * 4 + [SIZE * SIZE]), 'broken RLE', FIRST, True),
+    'RLE of fractions': (run_lengths([0.5, SIZE * SIZE - 0.5]), 'broken RLE', FIRST, True),
+    'RLE of lists': (run_lengths([[0], [SIZE * SIZE]]), 'broken RLE', FIRST, True),
+    'RLE of nothing': (run_lengths([]), 'broken RLE', FIRST, True),
     'RLE cut': (run_lengths('0Po'), 'broken RLE', FIRST, True),
     'RLE of noise': (run_lengths('é0~'), 'broken RLE', FIRST, True),
     'RLE size': (run_lengths([0, SIZE * SIZE], [32, 128]), 'RLE of another size', FIRST, True),

@@ -13,6 +13,7 @@ import numpy as np
 
 from mmhcg.data.faults import ANY_MASKS, OBJECTS, SCORED, Fault, Found, Use, judge
 from mmhcg.data.json_lists import json_entries
+from mmhcg.data.run_lengths import decode_counts
 
 EDGE = 1.0  # pixels by which a box may exceed its image: annotators round
 FAR = 10  # sides of the image: pycocotools walks along the outline of a polygon, five steps a pixel
@@ -198,40 +199,15 @@ def _check_run_lengths(mask: dict, item: str, image: Image) -> Found:
         yield 'RLE of another size', item, f'{short(size)} in {image.height} x {image.width}'
         return
     try:
-        lengths = decode_counts(counts) if isinstance(counts, str) else counts
-        pixels = sum(lengths)
-        whole = all(type(length) is int and length >= 0 for length in lengths)
-    except (TypeError, ValueError):
-        whole = False
-    if not whole:
+        lengths = decode_counts(counts) if isinstance(counts, str) else np.array(counts)
+    except ValueError:
+        lengths = np.array([])
+    if lengths.ndim != 1 or lengths.dtype.kind != 'i' or lengths.min() < 0:
         yield 'broken RLE', item, f'counts {short(counts)}'
-    elif image.height < math.inf and pixels != image.height * image.width:
-        yield 'broken RLE', item, f'counts of {pixels} pixels in {image.height} x {image.width}'
-
-
-def decode_counts(text: str) -> list[int]:
-    """The run lengths in COCO's compressed form; pycocotools reads past the end of one that was cut off.
-
-    A number stands in pieces of five bits, the lowest first, with a sixth bit where more follow; the highest
-    bit of the last piece is the sign. From the fourth on, it is the difference to the last but one.
-
-    Raises:
-        ValueError: the text is nothing of the kind.
-    """
-    codes = np.frombuffer(text.encode('ascii'), np.uint8).astype(np.int64) - 48
-    last = (codes & 32) == 0
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not last[-1]:
-        raise ValueError("not in COCO's compressed form")
-    starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
-    pieces = np.diff([*starts, len(codes)])
-    if pieces.max() > 7:
-        raise ValueError('a number of more than 35 bits')
-    places = np.arange(len(codes)) - np.repeat(starts, pieces)
-    numbers = np.add.reduceat((codes & 31) << 5 * places, starts)
-    numbers -= np.where(codes[last] & 16, 1 << 5 * pieces, 0)
-    for first in (1, 2):
-        numbers[first::2] = np.cumsum(numbers[first::2])
-    return numbers.tolist()
+        return
+    pixels = lengths.sum(dtype=float)  # which does not overflow
+    if image.height < math.inf and pixels != image.height * image.width:
+        yield 'broken RLE', item, f'counts of {pixels:g} pixels in {image.height} x {image.width}'
 
 
 def _is_id(value: Any) -> bool:
