@@ -193,6 +193,25 @@ def test_other_formats_are_left_alone(cfg, data):
     assert check_data(cfg, ('val',)) == []
 
 
+def test_panoptic_data_has_other_annotations_and_things_alone_are_scored(cfg, data):
+    from mmdet.datasets import CocoDataset, CocoPanopticDataset
+
+    def become(cls):
+        names = cls.METAINFO['classes']
+        return lambda c, a: c.update(categories=[dict(id=i, name=n) for i, n in enumerate(names, start=1)])
+
+    shutil.copy(data / VAL, data / 'panoptic.json')
+    edit(data, become(CocoPanopticDataset), 'panoptic.json')
+    edit(data, lambda c, a: c.update(annotations=[dict(image_id=1, segments_info=[])]), 'panoptic.json')
+    edit(data, become(CocoDataset))
+    cfg.val_dataloader.dataset.update(type='CocoPanopticDataset', ann_file='panoptic.json', metainfo=None)
+    cfg.model.panoptic_head = dict(num_things_classes=80, num_stuff_classes=53)
+    assert check_data(cfg, ('val',)) == []
+    edit(data, lambda c, a: c['categories'].reverse(), 'panoptic.json')
+    with pytest.raises(UserError, match='another order'):
+        check_data(cfg, ('val',))
+
+
 CONTRACT = {
     'typo': (rename_class, None, r"lacks 1 of them, e.g. 'rectangle'"),
     'order': (lambda c, a: c['categories'].reverse(), None, 'another order'),
