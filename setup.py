@@ -46,12 +46,7 @@ setup(
             'setuptools<81',  # mmengine resolves `mmdet::` by pkg_resources, which 82 dropped
         ],
         'export': ['onnx>=1.16', 'onnxruntime>=1.18', 'onnxscript>=0.2'],  # tools/export.py, to .onnx
-        'test': [
-            'pytest>=7',
-            'hypothesis>=6',
-            'pytest-xdist>=3',
-            'ruff>=0.9',
-            'wheel',
-        ],  # wheel for setuptools<70
+        # wheel for setuptools<70
+        'test': ['hypothesis>=6', 'pytest>=7', 'pytest-xdist>=3', 'ruff>=0.9', 'wheel'],
     },
 )

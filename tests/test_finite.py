@@ -13,13 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
+from mmengine.runner import Runner
 from tiny_run import REPO, load_tool, read_scalars, write_config, write_data
 
+from mmhcg.runs.config import load_config
 from mmhcg.runs.errors import DivergedError
 from mmhcg.runs.finite import FiniteTraining
-from mmhcg.runs.launch import _add_safe_hooks
+from mmhcg.runs.safe_runner import SafeRunner
 from mmhcg.stack.checkpoints import load_checkpoint_file
 
 BIAS = 'roi_head.bbox_head.fc_cls.bias'
@@ -157,13 +158,16 @@ def test_no_part_of_a_checkpoint_may_be_nan(part, value):
         FiniteTraining().before_save_checkpoint(runner, checkpoint)
 
 
-def test_hooks_of_the_config_are_kept():
-    cfg = Config(dict(custom_hooks=[dict(type='EMAHook'), dict(type='mmhcg.FiniteTraining', max_skipped=9)]))
-    for _ in range(2):
-        _add_safe_hooks(cfg)
-        own, chosen, added = cfg.custom_hooks
-        assert (own.type, chosen.max_skipped) == ('EMAHook', 9)
-        assert added == ConfigDict(type='mmhcg.CheckedPredictions')
+def test_hooks_of_the_config_are_kept(monkeypatch):
+    registered = []
+    monkeypatch.setattr(Runner, 'register_hooks', lambda self, default, custom: registered.extend(custom))
+    runner = object.__new__(SafeRunner)
+    runner.cfg = load_config('mmhcg::_base_/safe_run.py')
+    own = [dict(type='EMAHook'), dict(type='mmhcg.FiniteTraining', max_skipped=9)]
+    runner.register_hooks({}, own)
+    names = [hook['type'].rpartition('.')[2] for hook in registered]
+    assert registered[:2] == own
+    assert names == ['EMAHook', 'FiniteTraining', 'CheckedPredictions', 'PreemptionHook', 'RunStateHook']
 
 
 def test_images_without_objects_train(tiny, tmp_path):

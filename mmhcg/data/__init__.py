@@ -1,4 +1,4 @@
-"""Generated data: a COCO-format instance set for the demo and the tests."""
+"""Data in COCO's format: a generated set for the demo and the tests, and checks of any other."""
 
 from mmhcg.data.shapes import make_shapes
 

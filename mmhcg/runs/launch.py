@@ -67,7 +67,7 @@ def train(
     if resume:
         cfg.resume, cfg.load_from = True, None if resume is True else str(resume)
     content, notes = _settle_start(cfg, backbone_type, no_pretrained)
-    preflight.check_data(cfg, ('train', 'val'))
+    notes += preflight.check_data(cfg, ('train', 'val'))
     notes += _make_safe(cfg)
     with sole_run(cfg.work_dir, launcher):  # before the Runner writes its first file
         runner = _build_runner(cfg)
@@ -111,14 +111,14 @@ def test(
     preflight.check_backbone(cfg)
     checkpoint = str(checkpoint)
     content = preflight.check_checkpoint(checkpoint)
-    preflight.check_data(cfg, ('test',))
+    notes = preflight.check_data(cfg, ('test',))
     pretrained.drop_pretrained(cfg)
     cfg.load_from, cfg.resume = checkpoint, False
     if show_dir is not None:
         # Absolute, because the hook joins its folder to a relative one anew for every image.
         show = {'type': 'DetVisualizationHook', 'draw': True, 'test_out_dir': os.path.abspath(show_dir)}
         cfg.merge_from_dict({'default_hooks.visualization': show})
-    notes = _make_safe(cfg)
+    notes += _make_safe(cfg)
     runner = _build_runner(cfg)
     for note in notes:
         runner.logger.warning(note)

@@ -1,0 +1,178 @@
+"""The part of the checks before a run that reads its annotation files and looks for its images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from mmengine.config import Config, ConfigDict
+from mmengine.utils import is_abs
+
+from mmhcg.data.annotations import AnnotationFile
+from mmhcg.data.faults import ANY_MASKS, OBJECTS, Fault, Tally, Use
+from mmhcg.data.images import missing_images
+from mmhcg.runs.classes import check_heads, check_names, classes_of
+from mmhcg.runs.config import dicts_of
+from mmhcg.runs.datasets import LAYOUT, leaf_datasets, metrics
+from mmhcg.runs.errors import UserError
+
+RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
+
+
+class Reader(NamedTuple):
+    """A dataset or metric that reads an annotation file: its place in the config, what for and what with."""
+
+    where: str
+    path: str
+    use: Use
+    classes: list[str]
+    folder: str | None  # of the images, None where it reads none
+
+
+def check_data(cfg: Config, modes: Sequence[str]) -> list[str]:
+    """Annotation files, class names and images of these dataloaders, the first of which must be there.
+
+    Of several processes only the first reads the files; where it stops, the launcher ends the others.
+
+    Returns what MMDetection will skip, for the log: a text for each annotation file.
+
+    Raises:
+        UserError: a file is missing, classes of the config, the files and the heads differ, or something in
+            the files would end the run or falsify what comes out of it.
+    """
+    if not cfg.get(f'{modes[0]}_dataloader'):
+        raise UserError(f'{cfg.filename or "the config"} has no `{modes[0]}_dataloader`')
+    wanted = [
+        (f'{mode}_dataloader', _below_root(dataset, dataset.get('ann_file')))
+        for mode in modes
+        for dataset in leaf_datasets(cfg, mode)
+    ]
+    wanted += [
+        (f'{mode}_evaluator', metric.get('ann_file')) for mode in modes for metric in metrics(cfg, mode)
+    ]
+    missing = [f'  {where}: {os.path.abspath(path)}' for where, path in wanted if _is_missing(path)]
+    if missing:
+        raise UserError(
+            'no annotation file where the config looks for one:\n' + '\n'.join(missing) + '\n'
+            f"--data-root DIR points all of them at a folder in COCO's layout ({LAYOUT})"
+        )
+    if int(os.environ.get(RANKS.get(cfg.get('launcher'), ''), 0)):
+        return []
+    readers = [reader for mode in modes for reader in _readers(cfg, mode)]
+    notes = [_check_file(path, readers) for path in {reader.path: 0 for reader in readers}]
+    return [note for note in notes if note]
+
+
+def _check_file(path: str, readers: Iterable[Reader]) -> str | None:
+    """Check one file for all that read it; returns what is skipped of it."""
+    readers = [reader for reader in readers if reader.path == path]
+    use = Use(0)
+    for reader in readers:
+        use |= reader.use
+    file, tally = AnnotationFile(path, use), Tally()
+    for fault in file.faults():
+        tally.add(fault)
+    for folder in {reader.folder: 0 for reader in readers if reader.folder is not None}:
+        for fault in missing_images(file, folder):
+            tally.add(fault)
+    if tally.first(stops=True):
+        raise UserError(_message(file, readers, tally))
+    for reader in readers:
+        if reader.classes:
+            check_names(f'{reader.where}: {path}', reader.classes, list(file.categories.values()))
+    if not tally.counts:
+        return None
+    counts = tally.summary(stops=False)
+    return f'{path} has what will be skipped or is odd: {counts}\n{_lines(tally.first(stops=False))}'
+
+
+def _message(file: AnnotationFile, readers: Sequence[Reader], tally: Tally) -> str:
+    stopping = tally.first(stops=True)
+    folder = next((reader.folder for reader in readers if reader.folder is not None), 'IMG_DIR')
+    of = ' and '.join(reader.where for reader in readers)
+    text = (
+        f'{file.path}, of {of}, or its images would end the run or falsify its result: '
+        f'{tally.summary(stops=True)}\n{_lines(stopping)}\n'
+        f'All faults, damaged images included: python tools/check_data.py {file.path} {folder}'
+        f'{"" if file.use & ANY_MASKS else " --no-masks"}'
+    )
+    if any(fault.kind == 'missing image' for fault in stopping):
+        text += "\nThe folder is the dataset's data_root and data_prefix.img; --data-root sets both"
+    return text
+
+
+def _lines(faults: Sequence[Fault]) -> str:
+    return '\n'.join(f'  {fault}' for fault in faults)
+
+
+def _readers(cfg: Config, mode: str) -> Iterator[Reader]:
+    """What reads COCO's format in this mode, whose heads are checked; other formats are MMDetection's."""
+    from mmdet.datasets import CocoDataset
+    from mmdet.evaluation import CocoMetric
+    from mmdet.registry import DATASETS, METRICS
+
+    from mmhcg.runs.coco_metric import CocoTwelve
+
+    scoring = [metric for metric in metrics(cfg, mode) if not metric.get('format_only')]
+    classes: list[str] = []
+    for dataset in leaf_datasets(cfg, mode):
+        where, cls = f'{mode}_dataloader', _class_of(dataset, DATASETS)
+        path = _below_root(dataset, dataset.get('ann_file'))
+        # A dataset with its own way to read annotations may also number classes in its own way.
+        coco = getattr(cls, 'load_data_list', None) is CocoDataset.load_data_list
+        if not coco or not _is_local(dataset, path):
+            continue
+        use = _use(dataset)
+        unlabelled = mode == 'train' and not use & OBJECTS
+        classes = [] if unlabelled else classes_of(where, dataset, cls)
+        panoptic = cls.COCOAPI is not CocoDataset.COCOAPI  # other annotations, and heads that count stuff
+        if classes and not panoptic:
+            check_heads(cfg, where, classes)
+        if panoptic or (mode != 'train' and not scoring):  # a test set need not have annotations
+            use = Use.IMAGES
+        folder = _below_root(dataset, (dataset.get('data_prefix') or {}).get('img', ''))
+        yield Reader(where, path, use, classes, folder)
+        if panoptic:  # things alone are scored by CocoMetric, in a file that has no stuff
+            classes = []
+    for metric in metrics(cfg, mode):
+        cls, path = _class_of(metric, METRICS), metric.get('ann_file')
+        coco = cls is CocoTwelve or getattr(cls, 'compute_metrics', None) is CocoMetric.compute_metrics
+        if coco and _is_local(metric, path) and not metric.get('sort_categories'):
+            use = Use.IMAGES
+            if metric in scoring:
+                scored = metric.get('metric', 'bbox')
+                use = Use.SCORE | Use.SCORE_MASKS if 'segm' in scored else Use.SCORE
+            yield Reader(f'{mode}_evaluator', path, use, classes, None)
+
+
+def _use(dataset: ConfigDict) -> Use:
+    """What the dataset's pipeline reads of an annotation: nothing of an unlabelled set's."""
+    from mmdet.datasets.transforms import LoadAnnotations
+    from mmdet.registry import TRANSFORMS
+
+    use = Use.IMAGES
+    for _, step in dicts_of(dataset.get('pipeline') or []):
+        cls = _class_of(step, TRANSFORMS)
+        if isinstance(cls, type) and issubclass(cls, LoadAnnotations):
+            use |= Use.BOXES | Use.MASKS if step.get('with_mask') else Use.BOXES
+    return use
+
+
+def _class_of(part: ConfigDict, registry: object) -> type | None:
+    kind = part.get('type')
+    return registry.get(kind) if isinstance(kind, str) else kind
+
+
+def _is_local(part: ConfigDict, path: str | None) -> bool:
+    backend = (part.get('backend_args') or {}).get('backend', 'local')
+    return bool(path) and os.path.isfile(path) and backend == 'local'
+
+
+def _below_root(dataset: ConfigDict, name: str | None) -> str | None:
+    root = dataset.get('data_root') or ''
+    return name if name is None or is_abs(name) else os.path.join(root, name)
+
+
+def _is_missing(path: str | None) -> bool:
+    return bool(path) and '://' not in path and not os.path.isfile(path)

@@ -1,0 +1,502 @@
+"""tools/check_data.py: every fault of annotations and images is named, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tracemalloc
+from contextlib import redirect_stdout
+from copy import deepcopy
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as mask_api
+from tiny_run import CLASSES, load_tool
+
+from mmhcg.data import images, json_lists, make_shapes
+from mmhcg.data.annotations import AnnotationFile
+from mmhcg.data.faults import KINDS
+from mmhcg.data.json_lists import json_entries
+from mmhcg.data.run_lengths import decode_counts
+
+NAN, INF = float('nan'), float('inf')
+SIZE = 64
+EXAMPLES = int(os.environ.get('MMHCG_EXAMPLES', 150))  # of files that were changed at random
+QUICK = dict(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory) -> Path:
+    """A set whose held-out part has four pictures, the first of them a JPEG, with 19 objects and no crowd."""
+    folder = tmp_path_factory.mktemp('check') / 'shapes'
+    make_shapes(folder, images=1, seed=3, val_images=4, size=SIZE)
+    path = folder / 'annotations/instances_val2017.json'
+    content = json.loads(path.read_text())
+    picture = cv2.imread(str(folder / 'val2017' / content['images'][0]['file_name']))
+    cv2.imwrite(str(folder / 'val2017/first.jpg'), picture)
+    content['images'][0]['file_name'] = 'first.jpg'
+    path.write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def edited(shapes, tmp_path) -> Path:
+    """A copy of the set, to spoil."""
+    return Path(shutil.copytree(shapes, tmp_path / 'shapes'))
+
+
+def check(folder: Path, capsys, *options: str) -> tuple[int, list[str], str]:
+    """The exit code of the tool, its lines about faults, and its last line."""
+    code = 0
+    try:
+        annotations = folder / 'annotations/instances_val2017.json'
+        load_tool('check_data').main([str(annotations), str(folder / 'val2017'), '--jobs', '2', *options])
+    except SystemExit as stop:
+        code = stop.code
+    *lines, last = capsys.readouterr().out.splitlines()
+    return code, lines, last
+
+
+def edit(folder: Path, change) -> None:
+    """Put the content of the annotation file, and its first annotation, through `change`."""
+    path = folder / 'annotations/instances_val2017.json'
+    content = json.loads(path.read_text())
+    change(content, content['annotations'][0])
+    path.write_text(json.dumps(content))
+
+
+def set_box(place: int, value: float):
+    return lambda content, annotation: annotation['bbox'].__setitem__(place, value)
+
+
+def set_point(value: float):
+    return lambda content, annotation: annotation['segmentation'][0].__setitem__(0, value)
+
+
+def put(**entries):
+    return lambda content, annotation: annotation.update(entries)
+
+
+def put_image(**entries):
+    return lambda content, annotation: content['images'][0].update(entries)
+
+
+def drop(key: str):
+    return lambda content, annotation: annotation.pop(key)
+
+
+def run_lengths(counts: list | str, size: list | None = None):
+    return put(segmentation=dict(counts=counts, size=size or [SIZE, SIZE]))
+
+
+FILE, FIRST, PICTURE = '', 'annotation 100 of image 1', 'image 1'
+# What is done, the kind that is told, of which item, whether it stops a run
+FAULTS = {
+    'no categories': (lambda c, a: c.pop('categories'), 'no categories', FILE, True),
+    'no images': (lambda c, a: c.pop('images'), 'no images', FILE, True),
+    'no annotations': (lambda c, a: c.pop('annotations'), 'no annotations', FILE, True),
+    'empty list': (lambda c, a: c['annotations'].clear(), 'no objects', FILE, True),
+    'no area': (drop('area'), 'no area', FIRST, True),
+    'no bbox': (drop('bbox'), 'no bbox', FIRST, True),
+    'bbox of three': (put(bbox=[1, 2, 3]), 'no bbox', FIRST, True),
+    'bbox of text': (put(bbox=['1', '2', '3', '4']), 'no bbox', FIRST, True),
+    'no segmentation': (drop('segmentation'), 'no segmentation', FIRST, True),
+    'empty segmentation': (put(segmentation=[]), 'no segmentation', FIRST, True),
+    'no iscrowd': (drop('iscrowd'), 'no iscrowd', FIRST, True),
+    'area 0': (put(area=0), 'area not positive', FIRST, False),
+    'width 0': (set_box(2, 0), 'bbox without area', FIRST, False),
+    'height 0': (set_box(3, 0), 'bbox without area', FIRST, False),
+    'width negative': (set_box(2, -5), 'bbox without area', FIRST, False),
+    'width small': (set_box(2, 0.5), 'bbox below a pixel', FIRST, False),
+    'bbox NaN': (set_box(0, NAN), 'NaN in bbox', FIRST, True),
+    'bbox infinite': (set_box(2, INF), 'infinity in bbox', FIRST, True),
+    'bbox of more than a float holds': (set_box(2, 10**400), 'infinity in bbox', FIRST, True),
+    'bbox outside': (put(bbox=[1000, 1000, 5, 5]), 'bbox outside', FIRST, False),
+    'bbox on the right': (set_box(0, SIZE), 'bbox outside', FIRST, False),
+    'bbox on the left': (set_box(0, -17), 'bbox outside', FIRST, False),
+    'bbox partly outside': (put(bbox=[-9, 10, 20, 20]), 'bbox beyond the edge', FIRST, False),
+    'polygon 1e9': (set_point(1e9), 'polygon far outside', FIRST, True),
+    'polygon -1e9': (set_point(-1e9), 'polygon far outside', FIRST, True),
+    'polygon NaN': (set_point(NAN), 'NaN or infinity in polygon', FIRST, True),
+    'polygon infinite': (set_point(INF), 'NaN or infinity in polygon', FIRST, True),
+    'polygon flat': (put(segmentation=[1, 1, 20, 1, 20, 20]), 'odd segmentation', FIRST, True),
+    'two points': (put(segmentation=[[1, 1, 9, 9]]), 'too few points in the first polygon', FIRST, True),
+    'two points later': (
+        lambda c, a: a['segmentation'].append([1, 1, 9, 9]),
+        'too few points',
+        FIRST,
+        False,
+    ),
+    'two points and a half': (put(segmentation=[[1, 1, 9, 9, 1]]), 'too few points', FIRST, False),
+    'half a point': (put(segmentation=[[1, 1, 9, 1, 9, 9, 1]]), 'odd number of coordinates', FIRST, False),
+    'RLE short': (run_lengths([0, 100]), 'broken RLE', FIRST, True),
+    'RLE long': (run_lengths([0, SIZE * SIZE + 1]), 'broken RLE', FIRST, True),
+    'RLE negative': (run_lengths([-5, SIZE * SIZE + 5]), 'broken RLE', FIRST, True),
+    'RLE beyond 64 bits': (run_lengths([2**63, 2**63, SIZE * SIZE]), 'broken RLE', FIRST, True),
+    'RLE that wraps': (run_lengths([2**62] * 4 + [SIZE * SIZE]), 'broken RLE', FIRST, True),
+    'RLE of fractions': (run_lengths([0.5, SIZE * SIZE - 0.5]), 'broken RLE', FIRST, True),
+    'RLE of lists': (run_lengths([[0], [SIZE * SIZE]]), 'broken RLE', FIRST, True),
+    'RLE of nothing': (run_lengths([]), 'broken RLE', FIRST, True),
+    'RLE cut': (run_lengths('0Po'), 'broken RLE', FIRST, True),
+    'RLE of noise': (run_lengths('é0~'), 'broken RLE', FIRST, True),
+    'RLE size': (run_lengths([0, SIZE * SIZE], [32, 128]), 'RLE of another size', FIRST, True),
+    'RLE no counts': (
+        put(segmentation=dict(size=[SIZE, SIZE])),
+        'RLE without counts or size',
+        FIRST,
+        True,
+    ),
+    'image twice': (
+        lambda c, a: c['images'].append(dict(c['images'][1], id=1)),
+        'duplicate image id',
+        PICTURE,
+        True,
+    ),
+    'annotation twice': (
+        lambda c, a: c['annotations'][1].update(id=100),
+        'duplicate annotation id',
+        'annotation 100',
+        True,
+    ),
+    'category twice': (
+        lambda c, a: c['categories'].append(dict(id=3, name='circle')),
+        'duplicate category id',
+        'category 3',
+        True,
+    ),
+    'name twice': (
+        lambda c, a: c['categories'].append(dict(id=9, name=CLASSES[0])),
+        'duplicate category name',
+        'category 9',
+        True,
+    ),
+    'unknown image': (put(image_id=999), 'unknown image', 'annotation 100', False),
+    'unknown category': (put(category_id=999), 'unknown category', 'annotation 100', False),
+    'annotation 0': (put(id=0), 'annotation id 0', 'annotation 0', False),
+    'id of a list': (put(image_id=[1]), 'odd id', 'annotation 100', True),
+    'no id': (drop('id'), 'odd id', 'annotations[0]', True),
+    'no object': (lambda c, a: c['annotations'].append(7), 'odd item', 'annotations[19]', True),
+    'no file name': (lambda c, a: c['images'][0].pop('file_name'), 'odd file name', PICTURE, True),
+    'missing image': (put_image(file_name='gone.jpg'), 'missing image', PICTURE, True),
+    'parent folder': (
+        put_image(file_name='../val2017/first.jpg'),
+        'file outside the folder',
+        PICTURE,
+        False,
+    ),
+    'other size': (put_image(width=63), 'image of another size', PICTURE, True),
+    'no width': (lambda c, a: c['images'][0].pop('width'), 'odd image size', PICTURE, True),
+}
+
+
+@pytest.mark.parametrize('name', FAULTS)
+def test_fault_is_named_by_file_and_id(edited, capsys, name):
+    change, kind, item, stops = FAULTS[name]
+    edit(edited, change)
+    code, lines, last = check(edited, capsys)
+    assert code == int(stops)
+    assert len(lines) == 1, lines
+    weight = 'error' if stops else 'warning'
+    start = rf'^{weight}: {re.escape(str(edited))}\S*' + (f': {re.escape(item)}' if item else '')
+    assert re.match(rf'{start}: {kind}\b.*\({re.escape(KINDS[kind][1])}\)$', lines[0])
+    assert f'{weight}s 1 (1 x {kind})' in last
+
+
+IMAGE_FILES = {
+    'zero bytes': (lambda data: b'', 'empty image'),
+    'text': (lambda data: b'not a picture at all', 'no image'),
+    'half a JPEG': (lambda data: data[: len(data) // 2], 'damaged image'),
+    'JPEG without its last tenth': (lambda data: data[: len(data) * 9 // 10], 'damaged image'),
+}
+
+
+@pytest.mark.parametrize('name', IMAGE_FILES)
+def test_image_file_is_named_by_file_and_id(edited, capsys, name):
+    change, kind = IMAGE_FILES[name]
+    path = edited / 'val2017/first.jpg'
+    path.write_bytes(change(path.read_bytes()))
+    code, lines, _ = check(edited, capsys)
+    assert code == 1 and len(lines) == 1
+    assert lines[0].startswith(f'error: {path}: image 1: {kind}, ')
+
+
+def test_images_are_read_as_opencv_turns_them(edited, capsys):
+    picture = Image.new('RGB', (20, 30))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(edited / 'val2017/first.jpg', exif=exif)
+    assert cv2.imread(str(edited / 'val2017/first.jpg')).shape == (20, 30, 3)
+    edit(edited, lambda c, a: c['images'][0].update(height=20, width=30))
+    assert not [line for line in check(edited, capsys)[1] if 'another size' in line]
+    edit(edited, lambda c, a: c['images'][0].update(height=30, width=20))
+    assert 'image of another size, 30 x 20 instead of 20 x 30' in check(edited, capsys)[1][-1]
+
+
+def test_large_images_are_not_decoded(edited, capsys, monkeypatch):
+    monkeypatch.setattr(images, 'MAX_PIXELS', 32 * 32)  # of a JPEG, an eighth of the side is decoded
+    code, lines, _ = check(edited, capsys)
+    assert code == 0
+    assert [re.search(r'image \d: [a-z ]+', line)[0] for line in lines] == [
+        f'image {number}: too large to check ' for number in (2, 3, 4)
+    ]
+
+
+def test_absolute_file_names_are_named(edited, capsys):
+    edit(edited, lambda c, a: c['images'][0].update(file_name=str(edited / 'val2017/first.jpg')))
+    code, lines, _ = check(edited, capsys)
+    assert code == 0 and len(lines) == 1
+    assert 'image 1: file outside the folder' in lines[0]
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"images": [}', '{"images": [], "images": []}', '{} {}'])
+def test_malformed_json_is_told_with_its_place(edited, capsys, text):
+    path = edited / 'annotations/instances_val2017.json'
+    path.write_text(text)
+    code, lines, _ = check(edited, capsys)
+    assert code == 1 and len(lines) == 1
+    assert re.match(rf'error: {path}: malformed JSON, .* at character \d+, near ', lines[0])
+
+
+def test_cut_off_json_keeps_what_was_found_before(edited, capsys):
+    edit(edited, put_image(width=None))
+    path = edited / 'annotations/instances_val2017.json'
+    path.write_bytes(path.read_bytes()[:-100])
+    code, lines, _ = check(edited, capsys)
+    assert code == 1
+    assert ['odd image size' in lines[0], 'malformed JSON' in lines[1]] == [True, True]
+
+
+def test_all_faults_are_named_in_one_pass(edited, capsys):
+    def spoil(content, annotation):
+        annotation['bbox'][2] = -1
+        content['annotations'][1].pop('area')
+        content['annotations'][2].update(segmentation=[[1e9, 0, 5, 5, 9, 9]], image_id=1)
+        content['images'][3]['file_name'] = 'g\none\ud800.jpg'
+
+    edit(edited, spoil)
+    code, lines, last = check(edited, capsys)
+    assert code == 1
+    found = [re.search(r'(annotation|image) \d+\b.*?: ([\w ]+)', line).group(1, 2) for line in lines]
+    assert found == [
+        ('annotation', 'bbox without area'),
+        ('annotation', 'no area'),
+        ('annotation', 'polygon far outside'),
+        ('image', 'missing image '),
+    ]
+    assert r'val2017/g\none\ud800.jpg' in lines[-1]
+    assert last.endswith(
+        '4 images, 19 annotations, 3 categories; '
+        'errors 3 (1 x no area, 1 x polygon far outside, 1 x missing image); '
+        'warnings 1 (1 x bbox without area)'
+    )
+
+
+def test_boxes_alone_need_no_masks_and_the_file_no_images(edited, capsys):
+    edit(edited, lambda c, a: [annotation.pop('segmentation') for annotation in c['annotations']])
+    shutil.rmtree(edited / 'val2017')
+    (edited / 'val2017').mkdir()
+    assert check(edited, capsys, '--no-masks', '--no-images')[:2] == (0, [])
+    code, lines, _ = check(edited, capsys)
+    assert code == 1 and len(lines) == 19 + 4
+
+
+@pytest.mark.parametrize('missing', ['annotations/instances_val2017.json', 'val2017'])
+def test_nothing_to_check_is_exit_code_2(edited, capsys, missing):
+    (edited / missing).rename(edited / 'elsewhere')
+    argv = [edited / 'annotations/instances_val2017.json', edited / 'val2017']
+    with pytest.raises(SystemExit) as stop:
+        load_tool('check_data').main(list(map(str, argv)))
+    assert stop.value.code == 2
+    assert str(edited / missing) in capsys.readouterr().err
+
+
+def test_annotations_are_not_kept_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_lists, 'CHUNK', 2**13)
+    polygon = [float(place % 97) for place in range(500)]
+    entry = dict(image_id=1, category_id=1, bbox=[0, 0, 90, 90], area=9.0, iscrowd=0, segmentation=[polygon])
+    content = dict(
+        annotations=[dict(entry, id=number) for number in range(1, 301)],
+        images=[dict(id=1, file_name='1.jpg', width=100, height=100)],
+        categories=[dict(id=1, name='a')],
+    )
+    path = tmp_path / 'large.json'
+    path.write_text(json.dumps(content))
+    del content
+    tracemalloc.start()
+    try:
+        file = AnnotationFile(path)
+        assert not list(file.faults()) and file.annotations == 300
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < path.stat().st_size / 5
+
+
+# Anything that JSON can say, NaN and infinity as Python writes them included
+SCALARS = st.none() | st.booleans() | st.integers() | st.integers(-2, 70) | st.floats() | st.text(max_size=3)
+JSON = st.recursive(
+    SCALARS,
+    lambda children: (
+        st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=3), children, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=80, **QUICK)
+@given(content=st.dictionaries(st.text(max_size=5), JSON, max_size=4), chunk=st.integers(1, 9))
+def test_pieces_of_a_file_are_what_json_reads(tmp_path_factory, content, chunk):
+    path = tmp_path_factory.getbasetemp() / 'pieces.json'
+    path.write_text(
+        json.dumps(content, ensure_ascii=chunk % 2 == 0, indent=chunk % 3 or None), 'utf-8', 'surrogatepass'
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_lists, 'CHUNK', chunk)
+        try:
+            read = {
+                key: list(value) if hasattr(value, '__next__') else value for key, value in json_entries(path)
+            }
+        except UnicodeDecodeError:  # half a character, which UTF-8 cannot say
+            assert chunk % 2
+            return
+    assert repr(read) == repr(json.loads(json.dumps(content)))  # by repr: NaN is not equal to itself
+
+
+def places(node, path=()):
+    """The path of everything in a JSON tree."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        yield (*path, key)
+        yield from places(child, (*path, key))
+
+
+@st.composite
+def mutations(draw, content: dict) -> dict:
+    """A copy of `content` in which one to three places hold something else, or nothing."""
+    content = deepcopy(content)
+    for _ in range(draw(st.integers(1, 3))):
+        every = list(places(content))
+        if not every:
+            break
+        # By the kind of place, of which a coordinate is one, however many there are.
+        kinds = sorted({tuple(map(str, (key for key in path if isinstance(key, str)))) for path in every})
+        kind = draw(st.sampled_from(kinds))
+        *parents, last = draw(
+            st.sampled_from([p for p in every if tuple(k for k in p if isinstance(k, str)) == kind])
+        )
+        node = content
+        for key in parents:
+            node = node[key]
+        if draw(st.booleans()) and draw(st.booleans()):
+            del node[last]
+        else:
+            node[last] = draw(JSON)
+    return content
+
+
+def small_content() -> dict:
+    """Two images with a polygon, a list of run lengths and a compressed one."""
+    mask = np.zeros((24, 32), np.uint8, order='F')
+    mask[5:15, 4:20] = mask[18:20, 25:30] = 1
+    compressed = mask_api.encode(mask)['counts'].decode()
+    masks = [[[1, 1, 20, 1, 20.5, 20]], dict(size=[24, 32], counts=[24, 100, 644])]
+    masks.append(dict(size=[24, 32], counts=compressed))
+    box = dict(category_id=1, bbox=[1, 1, 20, 20], area=90, iscrowd=0)
+    return dict(
+        images=[dict(id=number, file_name=f'{number}.jpg', width=32, height=24) for number in (1, 2)],
+        annotations=[
+            dict(box, id=n, image_id=1 + n % 2, segmentation=m) for n, m in enumerate(masks, start=1)
+        ],
+        categories=[dict(id=1, name='a'), dict(id=2, name='b')],
+    )
+
+
+@settings(max_examples=EXAMPLES, **QUICK)
+@given(content=mutations(small_content()))
+def test_whatever_a_file_holds_is_told_and_never_raised(tmp_path_factory, content):
+    """And what is let through, MMDetection and pycocotools take: boxes, masks, all of them finite."""
+    path = tmp_path_factory.getbasetemp() / 'mutated.json'
+    path.write_text(json.dumps(content))
+    faults = list(AnnotationFile(path).faults())
+    assert all(fault.kind in KINDS and str(fault).startswith(str(path)) for fault in faults)
+    if not any(fault.stops for fault in faults):
+        read_with_mmdet(path)
+
+
+def read_with_mmdet(path: Path) -> None:
+    from mmdet.datasets import CocoDataset
+    from mmdet.datasets.transforms import LoadAnnotations
+    from pycocotools.coco import COCO
+
+    with redirect_stdout(None):
+        dataset = CocoDataset(
+            ann_file=str(path), metainfo=dict(classes=('a', 'b')), test_mode=True, data_prefix=dict(img='')
+        )
+        truth = COCO(str(path))
+    load = LoadAnnotations(with_bbox=True, with_mask=True)
+    for place in range(len(dataset)):
+        info = dataset.get_data_info(place)
+        loaded = load(dict(info, ori_shape=(info['height'], info['width'])))
+        assert loaded['gt_bboxes'].tensor.isfinite().all()
+        assert set(np.unique(loaded['gt_masks'].masks)) <= {0, 1}
+    for annotation in truth.anns.values():
+        if annotation['image_id'] in truth.imgs:
+            truth.annToMask(annotation)
+
+
+@settings(max_examples=150, **QUICK)
+@given(data=st.data())
+def test_whatever_the_bytes_of_a_file_is_told_and_never_raised(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / 'bytes.json'
+    text = bytearray(json.dumps(small_content()).encode())
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(text)))
+        end = data.draw(st.sampled_from([start, start + 1, start + 2, len(text)]))
+        text[start:end] = data.draw(
+            st.binary(max_size=3) | st.sampled_from([b'[' * 99999, b'"', b'}', b'9' * 9999])
+        )
+    path.write_bytes(text)
+    try:
+        json.loads(text)
+        whole = True
+    except (ValueError, RecursionError):
+        whole = False
+    kinds = {fault.kind for fault in AnnotationFile(path).faults()}
+    assert whole or 'malformed JSON' in kinds
+
+
+@settings(max_examples=20, **QUICK)
+@given(seed=st.integers(0, 10**6), size=st.integers(64, 90))
+def test_a_generated_set_has_no_fault(tmp_path_factory, seed, size):
+    folder = tmp_path_factory.mktemp('valid')
+    make_shapes(folder / 'set', images=3, seed=seed, val_images=1, size=size)
+    file = AnnotationFile(folder / 'set/annotations/instances_train2017.json')
+    faults = list(file.faults())
+    faults += [
+        fault for found in images.check_images(file, str(folder / 'set/train2017'), 1) for fault in found
+    ]
+    assert [fault.kind for fault in faults] in ([], ['no objects'])  # of three pictures, all may be empty
+    assert (len(file.images), list(file.categories.values())) == (3, list(CLASSES))
+
+
+@settings(max_examples=100, **QUICK)
+@given(rows=st.integers(1, 9), cols=st.integers(1, 300), seed=st.integers(0, 99), share=st.floats(0, 1))
+def test_compressed_run_lengths_are_read_as_pycocotools_writes_them(rows, cols, seed, share):
+    mask = np.asfortranarray(np.random.default_rng(seed).random((rows, cols)) < share).astype(np.uint8)
+    mask[:, cols // 2 :] = mask[0, 0]  # a long run, for a number of several pieces
+    lengths = decode_counts(mask_api.encode(mask)['counts'].decode())
+    values = np.arange(len(lengths)) % 2
+    assert np.array_equal(np.repeat(values, lengths), mask.ravel(order='F'))
+
+
+@pytest.mark.parametrize('text', ['', 'o', '0Po', '/', 'p', 'é', 'oooooooo0'])
+def test_other_texts_are_no_run_lengths(text):
+    with pytest.raises(ValueError):
+        decode_counts(text)

@@ -1,0 +1,295 @@
+"""What tools/train.py and tools/test.py refuse about annotations, images and classes before they start."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from tiny_run import CLASSES, load_tool, write_config, write_data
+
+from mmhcg.runs import UserError
+from mmhcg.runs.datasets import move_data
+from mmhcg.runs.preflight import check_data
+
+COCO_NAMES = ('person', 'bicycle', 'car')
+VAL = 'annotations/instances_val2017.json'
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory) -> Path:
+    """A folder with tiny.py and shapes/, the set that it trains on."""
+    folder = tmp_path_factory.mktemp('tiny')
+    write_config(folder)
+    write_data(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tiny, tmp_path) -> Path:
+    """A copy of the set, to spoil."""
+    return Path(shutil.copytree(tiny / 'shapes', tmp_path / 'shapes'))
+
+
+@pytest.fixture
+def cfg(tiny, data) -> Config:
+    """The config on that copy, for the checks alone."""
+    init_default_scope('mmdet')
+    cfg = Config.fromfile(tiny / 'tiny.py')
+    move_data(cfg, str(data))
+    return cfg
+
+
+def edit(data: Path, change, name: str = VAL) -> None:
+    """Put the content of an annotation file, and its first annotation, through `change`."""
+    content = json.loads((data / name).read_text())
+    change(content, content['annotations'][0])
+    (data / name).write_text(json.dumps(content))
+
+
+def rename_class(content: dict, annotation: dict) -> None:
+    content['categories'][1]['name'] = 'rectangel'
+
+
+def add_class(content: dict, annotation: dict) -> None:
+    content['categories'].append(dict(id=9, name='circle'))
+
+
+# In the validation file, because what is wrong there would be seen only after an epoch
+REFUSED = {
+    'no bbox': (lambda c, a: a.pop('bbox'), r'annotation 100 of image 1: no bbox'),
+    'polygon 1e9': (
+        lambda c, a: a.update(segmentation=[[1e9, 1, 5, 5, 1, 9]]),
+        'annotation 100 .*: polygon far outside',
+    ),
+    'no iscrowd': (lambda c, a: a.pop('iscrowd'), 'annotation 100 .*: no iscrowd'),
+    'no annotations': (lambda c, a: c.pop('annotations'), 'no annotations'),
+    'missing image': (
+        lambda c, a: c['images'][0].update(file_name='gone.png'),
+        r'val2017/gone\.png: image 1: missing image[\s\S]*--data-root sets both',
+    ),
+}
+
+
+def train(tiny: Path, data: Path, tmp_path: Path, *options: str) -> None:
+    argv = [
+        tiny / 'tiny.py',
+        '--data-root',
+        data,
+        '--work-dir',
+        tmp_path / 'run',
+        '--no-pretrained',
+        *options,
+    ]
+    load_tool('train').main(list(map(str, argv)))
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_training_stops_before_it_starts(tiny, data, tmp_path, capsys, name):
+    change, expected = REFUSED[name]
+    edit(data, change)
+    with pytest.raises(SystemExit) as stop:
+        train(tiny, data, tmp_path)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert re.search(rf'^error: {data / VAL}, of val_dataloader and val_evaluator', error)
+    assert re.search(expected, error)
+    assert f'python tools/check_data.py {data / VAL} {data}/val2017' in error
+    assert not (tmp_path / 'run').exists()
+
+
+def test_training_warns_of_what_is_skipped(tiny, data, tmp_path):
+    def spoil(content, annotation):
+        annotation['bbox'][2] = 0
+        content['annotations'][1]['image_id'] = 999
+        content['annotations'][2]['image_id'] = 999
+
+    edit(data, spoil, 'annotations/instances_train2017.json')
+    options = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=9', 'train_dataloader.dataset.indices=4']
+    train(tiny, data, tmp_path, '--cfg-options', *options)
+    (log,) = (tmp_path / 'run').glob('*/*.log')
+    told = [line for line in log.read_text().splitlines() if 'is odd' in line or '(skipped' in line]
+    assert 'WARNING' in told[0]
+    assert told[0].endswith('skipped or is odd: 3 (1 x bbox without area, 2 x unknown image)')
+    assert len(told) == 4 and re.search('annotation 101: unknown image, image_id=999', told[2])
+
+
+def test_a_message_shows_some_of_every_kind(cfg, data):
+    def spoil(content, annotation):
+        for each in content['annotations']:
+            each.pop('area')
+        content['annotations'][-1].pop('bbox')
+
+    edit(data, spoil)
+    count = len(json.loads((data / VAL).read_text())['annotations'])
+    with pytest.raises(UserError) as error:
+        check_data(cfg, ('val',))
+    lines = str(error.value).splitlines()
+    assert f': {count + 1} ({count} x no area, 1 x no bbox)' in lines[0]
+    assert len(lines) == 12 and ': no area' in lines[1] and ': no bbox' in lines[2]
+
+
+def boxes_only(cfg: Config) -> None:
+    for mode in ('train', 'val'):
+        for step in cfg[f'{mode}_dataloader'].dataset.pipeline:
+            step.pop('with_mask', None)
+    cfg.val_evaluator.metric = 'bbox'
+
+
+def test_masks_matter_only_where_they_are_read(cfg, data):
+    for name in (VAL, 'annotations/instances_train2017.json'):
+        edit(data, lambda c, a: a.pop('segmentation'), name)
+    with pytest.raises(UserError, match=r'train_dataloader[^\n]*1 x no segmentation'):
+        check_data(cfg, ('train', 'val'))
+    boxes_only(cfg)
+    assert check_data(cfg, ('train', 'val')) == []
+    cfg.val_evaluator.metric = ['bbox', 'segm']
+    with pytest.raises(UserError, match=r'val_evaluator[^\n]*1 x no segmentation'):
+        check_data(cfg, ('train', 'val'))
+
+
+def test_what_only_scoring_needs_is_not_asked_of_training(cfg, data):
+    edit(data, lambda c, a: a.pop('iscrowd'), 'annotations/instances_train2017.json')
+    (note,) = check_data(cfg, ('train', 'val'))
+    assert 'instances_train2017.json' in note and '1 x no iscrowd' in note
+
+
+def test_images_without_annotations_can_be_predicted_but_not_scored(cfg, data):
+    edit(data, lambda c, a: c.pop('annotations'))
+    with pytest.raises(UserError, match=r'test_dataloader and test_evaluator.*no annotations'):
+        check_data(cfg, ('test',))
+    cfg.test_evaluator.update(format_only=True, outfile_prefix='x')
+    assert check_data(cfg, ('test',)) == []
+
+
+def test_unlabelled_images_need_no_annotations(cfg, data):
+    labelled = cfg.train_dataloader.dataset
+    steps = [dict(type='LoadImageFromFile'), dict(type='LoadEmptyAnnotations'), dict(type='PackDetInputs')]
+    unlabelled = dict(labelled, ann_file='annotations/unlabelled.json', pipeline=steps, metainfo=None)
+    shutil.copy(data / 'annotations/instances_train2017.json', data / unlabelled['ann_file'])
+    edit(data, lambda c, a: c.pop('annotations'), unlabelled['ann_file'])
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[labelled, unlabelled])
+    assert check_data(cfg, ('train',)) == []
+
+
+def test_only_the_first_of_several_processes_reads(cfg, data, monkeypatch):
+    (data / VAL).write_text('')
+    cfg.launcher = 'pytorch'
+    monkeypatch.setenv('RANK', '1')
+    assert check_data(cfg, ('val',)) == []
+    monkeypatch.setenv('RANK', '0')
+    with pytest.raises(UserError, match='malformed JSON'):
+        check_data(cfg, ('val',))
+
+
+def test_other_formats_are_left_alone(cfg, data):
+    cfg.val_dataloader.dataset.type = 'LVISV1Dataset'
+    cfg.val_evaluator = dict(type='LVISMetric', ann_file=str(data / VAL))
+    (data / VAL).write_text('')
+    assert check_data(cfg, ('val',)) == []
+
+
+def test_panoptic_data_has_other_annotations_and_things_alone_are_scored(cfg, data):
+    from mmdet.datasets import CocoDataset, CocoPanopticDataset
+
+    def become(cls):
+        names = cls.METAINFO['classes']
+        return lambda c, a: c.update(categories=[dict(id=i, name=n) for i, n in enumerate(names, start=1)])
+
+    shutil.copy(data / VAL, data / 'panoptic.json')
+    edit(data, become(CocoPanopticDataset), 'panoptic.json')
+    edit(data, lambda c, a: c.update(annotations=[dict(image_id=1, segments_info=[])]), 'panoptic.json')
+    edit(data, become(CocoDataset))
+    cfg.val_dataloader.dataset.update(type='CocoPanopticDataset', ann_file='panoptic.json', metainfo=None)
+    cfg.model.panoptic_head = dict(num_things_classes=80, num_stuff_classes=53)
+    assert check_data(cfg, ('val',)) == []
+    edit(data, lambda c, a: c['categories'].reverse(), 'panoptic.json')
+    with pytest.raises(UserError, match='another order'):
+        check_data(cfg, ('val',))
+
+
+CONTRACT = {
+    'typo': (rename_class, None, r"lacks 1 of them, e.g. 'rectangle'"),
+    'order': (lambda c, a: c['categories'].reverse(), None, 'another order'),
+    'custom JSON': (lambda c, a: None, COCO_NAMES, r"lacks 3 of them, e.g. 'person'"),
+}
+
+
+@pytest.mark.parametrize('name', CONTRACT)
+def test_other_class_names_are_refused_side_by_side(tiny, data, tmp_path, capsys, name):
+    change, classes, expected = CONTRACT[name]
+    edit(data, change)
+    options = ['--cfg-options', f'val_dataloader.dataset.metainfo.classes={classes}'] if classes else []
+    with pytest.raises(SystemExit) as stop:
+        train(tiny, data, tmp_path, *(option.replace("'", '').replace(' ', '') for option in options))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert re.search(expected, error) and f'val_dataloader: {data / VAL}' in error
+    names = [category['name'] for category in json.loads((data / VAL).read_text())['categories']]
+    rows = [line.split() for line in error.splitlines() if line.startswith('  ')][1:]
+    assert rows == [['config', '(3)', 'file', '(3)'], *map(list, zip(classes or CLASSES, names))]
+    assert not (tmp_path / 'run').exists()
+
+
+def test_long_lists_are_cut_to_where_they_differ(cfg, data):
+    names = [f'class {place}' for place in range(80)]
+    edit(data, lambda c, a: c.update(categories=[dict(id=i, name=n) for i, n in enumerate(names, start=1)]))
+    names[40], names[41] = names[41], names[40]
+    cfg.val_dataloader.dataset.metainfo = dict(classes=names)
+    for head in (cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head):
+        head.num_classes = 80
+    with pytest.raises(UserError) as error:
+        check_data(cfg, ('val',))
+    lines = [' '.join(line.split()) for line in str(error.value).splitlines()]
+    assert lines[2:5] == ['config (80) file (80)', '... 38 more', 'class 38 class 38']
+    assert lines[6] == 'class 41 class 40'
+    assert lines[16] == '... 30 more'
+
+
+def test_heads_of_another_number_of_classes_are_refused(tiny, data, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train(tiny, data, tmp_path, '--cfg-options', 'model.roi_head.mask_head.num_classes=80')
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert 'error: train_dataloader has 3 classes, ellipse, rectangle, triangle, and' in error
+    assert '  model.roi_head.mask_head.num_classes=80\n' in error and 'bbox_head' not in error
+    assert not (tmp_path / 'run').exists()
+
+
+def test_all_heads_that_count_categories_are_held_to_it(cfg):
+    heads = cfg.model.roi_head
+    heads.bbox_head = [dict(heads.bbox_head), dict(heads.bbox_head, num_classes=5)]
+    heads.semantic_head = dict(type='FusedSemanticHead', num_classes=183)
+    cfg.model.rpn_head.num_classes = 1
+    cfg.model.panoptic_head = dict(num_things_classes=80, num_stuff_classes=53)
+    with pytest.raises(UserError) as error:
+        check_data(cfg, ('train',))
+    assert re.findall(r'model\.(\S+)=', str(error.value)) == [
+        'roi_head.bbox_head.1.num_classes',
+        'panoptic_head.num_things_classes',
+    ]
+    cfg.model.language_model = dict(type='BertModel')
+    assert check_data(cfg, ('train',)) == []
+
+
+def test_more_categories_in_the_file_are_a_subset_in_training(cfg, data):
+    edit(data, add_class)
+    assert check_data(cfg, ('val',)) == []
+
+
+def test_the_file_to_score_against_is_held_to_the_classes_too(cfg, data):
+    shutil.copy(data / VAL, data / 'truth.json')
+    edit(data, rename_class, 'truth.json')
+    cfg.val_evaluator.ann_file = str(data / 'truth.json')
+    with pytest.raises(UserError, match=r'lacks 1 of them[\s\S]*val_evaluator: \S*truth\.json'):
+        check_data(cfg, ('val',))
+
+
+def test_a_class_without_a_comma_is_refused(cfg):
+    cfg.train_dataloader.dataset.metainfo = dict(classes='ellipse')  # what ('ellipse') is
+    with pytest.raises(UserError, match=r"is a text, 'ellipse'.*classes=\('ellipse',\)"):
+        check_data(cfg, ('train',))
