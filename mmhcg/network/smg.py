@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmhcg.network.gates import ForgetGate, UpdateGate
-from mmhcg.network.layers import Norm, conv_norm, recompute
+from mmhcg.network import kernels
+from mmhcg.network.gates import ForgetGate, UpdateGate, has_affine_pools, run_gates
+from mmhcg.network.layers import Norm, conv_norm, folded, recompute, running_affine
 
 
 class SMG(nn.Module):
@@ -61,10 +62,20 @@ class SMG(nn.Module):
         return recompute(self, self._forward, *maps) if self.with_cp else self._forward(*maps)
 
     def _forward(self, *maps: Tensor) -> Tensor:
-        hidden = F.relu(self._part(self._squeeze, *maps), inplace=True)  # (N, mid, H, W)
+        uses_kernels = kernels.usable(maps[0]) and self._is_affine()
+        if uses_kernels and self.norm1 is not None:
+            hidden = kernels.squeeze(maps, *running_affine(self.norm1), *folded(self.conv1, self.norm2))
+        else:
+            hidden = F.relu(self._part(self._squeeze, *maps), inplace=True)  # (N, mid, H, W)
         feat = self.conv2(hidden)  # X'
-        update, forget = self._part(self._gates, feat)
+        # The kernels keep nothing else for the backward pass anyway.
+        update, forget = self._gates(feat) if uses_kernels else self._part(self._gates, feat)
         return torch.addcmul(update, forget, feat)
+
+    def _is_affine(self) -> bool:
+        """Whether all norms on maps are on running statistics."""
+        norms = [self.norm2] if self.norm1 is None else [self.norm1, self.norm2]
+        return all(running_affine(norm) is not None for norm in norms) and has_affine_pools(self.update)
 
     def _part(self, function: Callable, *maps: Tensor) -> Any:
         return function(*maps) if self.with_cp else recompute(self, function, *maps)
@@ -76,13 +87,13 @@ class SMG(nn.Module):
         return conv_norm(feat, self.conv1, self.norm2)
 
     def _gates(self, feat: Tensor) -> tuple[Tensor, Tensor]:
-        return run_gates(lambda feat: (self.update(feat), self.forget(feat)), feat, self.conv2.weight.dtype)
+        return gate_shares(lambda feat: run_gates(self.update, self.forget, feat), feat)
 
 
-def run_gates(gates: Callable, feat: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """v and f of `gates(feat)` as (N, C, 1, 1), in the precision of the parameters, also under autocast."""
+def gate_shares(gates: Callable, feat: Tensor) -> tuple[Tensor, Tensor]:
+    """v and f of `gates(feat)` as (N, C, 1, 1), computed without autocast and returned in feat's precision."""
     with torch.autocast(feat.device.type, enabled=False):
-        update, forget = gates(feat.to(dtype))
+        update, forget = gates(feat)
     return update.to(feat.dtype)[..., None, None], forget.to(feat.dtype)[..., None, None]
 
 
