@@ -134,15 +134,17 @@ class ForgetGate(nn.Module):
 def run_gates(update: UpdateGate, forget: ForgetGate, feat: Tensor) -> tuple[Tensor, Tensor]:
     """v and f, (N, C) each, in the precision of the parameters."""
     dtype = forget.squeeze.weight.dtype
-    if not (kernels.usable(feat) and has_affine_pools(update)):
+    if not uses_kernels(update, feat):
         feat = feat.to(dtype)
         return update(feat), forget(feat)
     context, *contexts = pooled(feat, *pooling(update, forget)).to(dtype).unbind(1)
     return update.mix(*contexts), forget.share(context)
 
 
-def has_affine_pools(update: UpdateGate) -> bool:
-    return all(running_affine(pool.norm) is not None for pool in (update.pool3, update.pool5))
+def uses_kernels(update: UpdateGate, feat: Tensor) -> bool:
+    """Whether `run_gates` does: they know no norms but those on running statistics."""
+    norms = (update.pool3.norm, update.pool5.norm)
+    return kernels.usable(feat) and all(running_affine(norm) for norm in norms)
 
 
 def pooling(update: UpdateGate, forget: ForgetGate) -> tuple[Tensor, Tensor, Tensor, Tensor]:

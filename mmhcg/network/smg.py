@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmhcg.network import kernels
-from mmhcg.network.gates import ForgetGate, UpdateGate, has_affine_pools, run_gates
+from mmhcg.network.gates import ForgetGate, UpdateGate, run_gates, uses_kernels
 from mmhcg.network.layers import Norm, conv_norm, folded, recompute, running_affine
 
 
@@ -62,20 +62,16 @@ class SMG(nn.Module):
         return recompute(self, self._forward, *maps) if self.with_cp else self._forward(*maps)
 
     def _forward(self, *maps: Tensor) -> Tensor:
-        uses_kernels = kernels.usable(maps[0]) and self._is_affine()
-        if uses_kernels and self.norm1 is not None:
-            hidden = kernels.squeeze(maps, *running_affine(self.norm1), *folded(self.conv1, self.norm2))
+        norm = self.norm1 and running_affine(self.norm1)
+        conv = folded(self.conv1, self.norm2)
+        if norm and conv and kernels.usable(maps[0]):
+            hidden = kernels.squeeze(maps, *norm, *conv)  # (N, mid, H, W)
         else:
-            hidden = F.relu(self._part(self._squeeze, *maps), inplace=True)  # (N, mid, H, W)
+            hidden = F.relu(self._part(self._squeeze, *maps), inplace=True)
         feat = self.conv2(hidden)  # X'
-        # The kernels keep nothing else for the backward pass anyway.
-        update, forget = self._gates(feat) if uses_kernels else self._part(self._gates, feat)
+        is_lean = uses_kernels(self.update, feat)  # and keeps nothing but its map by itself
+        update, forget = self._gates(feat) if is_lean else self._part(self._gates, feat)
         return torch.addcmul(update, forget, feat)
-
-    def _is_affine(self) -> bool:
-        """Whether all norms on maps are on running statistics."""
-        norms = [self.norm2] if self.norm1 is None else [self.norm1, self.norm2]
-        return all(running_affine(norm) is not None for norm in norms) and has_affine_pools(self.update)
 
     def _part(self, function: Callable, *maps: Tensor) -> Any:
         return function(*maps) if self.with_cp else recompute(self, function, *maps)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from math import gcd
 from types import ModuleType
 from typing import Any
 
@@ -180,6 +181,8 @@ class _Source:
             POOLED=pooled,
             LAST=self.last,
             PRECISION='ieee' if is_exact else 'tf32',
+            ALIGN_P=gcd(16, self.size),
+            ALIGN_C=gcd(16, *self.channels, *rows),
             BLOCK_P=BLOCK_P,
             BLOCK_C=self.block,
         )
@@ -245,7 +248,7 @@ class _Source:
             out,
             *self.read,
             weights,
-            self.height,
+            self.size,
             self.width,
             outputs,
             self.total,
@@ -268,7 +271,7 @@ class _Source:
             *self.read,
             *_strided(weight),
             weights,
-            self.height,
+            self.size,
             self.width,
             outputs,
             self.total,

@@ -13,17 +13,30 @@ z = 3 n + b: the forget gate (b = 0) sees X itself, a floor of -inf; the update 
 holds one map for every nine rows, which are its shifts by b positions: none, 1 and 2 (paper: 3x3 and 5x5).
 
 Maps have their positions side by side, or with LAST their channels; `row` is the number of channels of the
-tensor that a map is a slice of. Products are accumulated in float32.
+tensor that a map is a slice of. ALIGN_P divides P, and ALIGN_C all numbers of channels: `x // ALIGN * ALIGN`
+tells the compiler, which then reads as many values at once. Products are accumulated in float32.
 """
 
 from __future__ import annotations
 
+import os
+
 import triton
 import triton.language as tl
 
+INTERPRETED = tl.constexpr(os.environ.get('TRITON_INTERPRET') == '1')
+
 
 @triton.jit
-def _tile(maps, channels, rows, tile, BLOCK_C: tl.constexpr):
+def _dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a b; in the interpreter in float32, as it takes the bits of bfloat16 for whole numbers."""
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def _tile(maps, channels, rows, tile, ALIGN_C: tl.constexpr, BLOCK_C: tl.constexpr):
     """The tile-th block of channels: its map, the map's row and width, where it starts in map and concatenation.
 
     No block spans two maps.
@@ -40,6 +53,7 @@ def _tile(maps, channels, rows, tile, BLOCK_C: tl.constexpr):
         before = tl.where(here, next_before, before)
         next_start += channels[i]
         next_before += tl.cdiv(channels[i], BLOCK_C)
+    row, width, start = row // ALIGN_C * ALIGN_C, width // ALIGN_C * ALIGN_C, start // ALIGN_C * ALIGN_C
     return pointer, row, width, (tile - before) * BLOCK_C, start
 
 
@@ -62,17 +76,17 @@ def _activated(x, scale, shift, place, inside, floor):
 
 
 @triton.jit
-def _rows(d, z, b, o, p, outputs, height, width, POOLED: tl.constexpr, LAST: tl.constexpr):
+def _rows(d, z, b, o, p, outputs, size, width, POOLED: tl.constexpr, LAST: tl.constexpr):
     """D at rows o and positions p, (len(o), len(p)). Beyond its rows, and beyond the map, there are zeros."""
-    inside = (o < outputs)[:, None] & (p < height * width)[None, :]
+    inside = (o < outputs)[:, None] & (p < size)[None, :]
     if POOLED:
-        tap = o % 9
+        tap, height = o % 9, size // width
         y = (p // width)[None, :] + ((tap // 3 - 1) * b)[:, None]
         x = (p % width)[None, :] + ((tap % 3 - 1) * b)[:, None]
         inside &= (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        place = ((z * (outputs // 9) + o // 9) * height)[:, None] * width + y * width + x
+        place = ((z * (outputs // 9) + o // 9) * size)[:, None] + y * width + x
     else:
-        place = _place(z, o, p, outputs, height * width, LAST)
+        place = _place(z, o, p, outputs, size, LAST)
     return tl.load(d + place, mask=inside, other=0)
 
 
@@ -97,11 +111,14 @@ def product(
     RELU: tl.constexpr,
     LAST: tl.constexpr,
     PRECISION: tl.constexpr,
+    ALIGN_P: tl.constexpr,
+    ALIGN_C: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     BRANCHES: tl.constexpr = 3 if POOLED else 1
+    size, total = size // ALIGN_P * ALIGN_P, total // ALIGN_C * ALIGN_C
     z = tl.program_id(2).to(tl.int64)
     n, b = z // BRANCHES, z % BRANCHES
     floor = tl.where(POOLED & (b == 0), float('-inf'), 0.0)
@@ -109,7 +126,7 @@ def product(
     p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     acc = tl.zeros((BLOCK_O, BLOCK_P), tl.float32)
     for tile in range(tiles):
-        pointer, row, width, low, start = _tile(maps, channels, rows, tile, BLOCK_C)
+        pointer, row, width, low, start = _tile(maps, channels, rows, tile, ALIGN_C, BLOCK_C)
         c = low + tl.arange(0, BLOCK_C)
         x_inside = (c < width)[:, None] & (p < size)[None, :]
         x = tl.load(pointer + _place(n, c, p, row, size, LAST), mask=x_inside, other=0)
@@ -121,7 +138,7 @@ def product(
             y, _, _ = _activated(x, scale, shift, b * total + start + c, c < width, floor)
         place = n * weight_n + b * weight_b + o[:, None] * total + (start + c)[None, :]
         w = tl.load(weight + place, mask=(o < outputs)[:, None] & (c < width)[None, :], other=0)
-        acc = tl.dot(w, y.to(w.dtype), acc, input_precision=PRECISION)
+        acc = _dot(w, y.to(w.dtype), acc, PRECISION)
     if bias is not None:
         acc += tl.load(bias + o, mask=o < outputs, other=0).to(tl.float32)[:, None]
     if RELU:
@@ -139,8 +156,8 @@ def sums(
     scale,
     shift,
     d,  # (N, O, P), or POOLED (N, 3, O / 9, P)
-    height,
-    width_p,
+    size,
+    width_p,  # of the map
     outputs,
     total,
     splits,
@@ -148,16 +165,18 @@ def sums(
     POOLED: tl.constexpr,
     LAST: tl.constexpr,
     PRECISION: tl.constexpr,
+    ALIGN_P: tl.constexpr,
+    ALIGN_C: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     BRANCHES: tl.constexpr = 3 if POOLED else 1
-    size = height * width_p
+    size, total = size // ALIGN_P * ALIGN_P, total // ALIGN_C * ALIGN_C
     z, split = (tl.program_id(2) // splits).to(tl.int64), tl.program_id(2) % splits
     n, b = z // BRANCHES, z % BRANCHES
     floor = tl.where(POOLED & (b == 0), float('-inf'), 0.0)
-    pointer, row, width, low, start = _tile(maps, channels, rows, tl.program_id(0), BLOCK_C)
+    pointer, row, width, low, start = _tile(maps, channels, rows, tl.program_id(0), ALIGN_C, BLOCK_C)
     c = low + tl.arange(0, BLOCK_C)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     acc = tl.zeros((BLOCK_O, BLOCK_C), tl.float32)
@@ -166,8 +185,8 @@ def sums(
         x_inside = (c < width)[:, None] & (p < size)[None, :]
         x = tl.load(pointer + _place(n, c, p, row, size, LAST), mask=x_inside, other=0)
         y, _, _ = _activated(x, scale, shift, b * total + start + c, c < width, floor)
-        rows_d = _rows(d, z, b, o, p, outputs, height, width_p, POOLED, LAST)
-        acc = tl.dot(rows_d, tl.trans(y).to(rows_d.dtype), acc, input_precision=PRECISION)
+        rows_d = _rows(d, z, b, o, p, outputs, size, width_p, POOLED, LAST)
+        acc = _dot(rows_d, tl.trans(y).to(rows_d.dtype), acc, PRECISION)
     place = ((z * splits + split) * outputs + o)[:, None] * total + (start + c)[None, :]
     tl.store(out + place, acc, mask=(o < outputs)[:, None] & (c < width)[None, :])
 
@@ -185,21 +204,23 @@ def spread(
     weight_n,
     weight_b,
     d,
-    height,
-    width_p,
+    size,
+    width_p,  # of the map
     outputs,
     total,
     POOLED: tl.constexpr,
     LAST: tl.constexpr,
     PRECISION: tl.constexpr,
+    ALIGN_P: tl.constexpr,
+    ALIGN_C: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     BRANCHES: tl.constexpr = 3 if POOLED else 1
-    size = height * width_p
+    size, total = size // ALIGN_P * ALIGN_P, total // ALIGN_C * ALIGN_C
     n = tl.program_id(2).to(tl.int64)
-    pointer, row, width, low, start = _tile(maps, channels, rows, tl.program_id(1), BLOCK_C)
+    pointer, row, width, low, start = _tile(maps, channels, rows, tl.program_id(1), ALIGN_C, BLOCK_C)
     c = low + tl.arange(0, BLOCK_C)
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     x_inside = (c < width)[:, None] & (p < size)[None, :]
@@ -212,15 +233,15 @@ def spread(
         acc = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
         for block in range(tl.cdiv(outputs, BLOCK_O)):
             o = block * BLOCK_O + tl.arange(0, BLOCK_O)
-            place = n * weight_n + b * weight_b + o[:, None] * total + (start + c)[None, :]
-            w = tl.load(weight + place, mask=(o < outputs)[:, None] & (c < width)[None, :], other=0)
-            rows_d = _rows(d, n * BRANCHES + b, b, o, p, outputs, height, width_p, POOLED, LAST)
-            acc = tl.dot(tl.trans(w), rows_d.to(w.dtype), acc, input_precision=PRECISION)
+            w_place = n * weight_n + b * weight_b + o[:, None] * total + (start + c)[None, :]
+            w = tl.load(weight + w_place, mask=(o < outputs)[:, None] & (c < width)[None, :], other=0)
+            rows_d = _rows(d, n * BRANCHES + b, b, o, p, outputs, size, width_p, POOLED, LAST)
+            acc = _dot(tl.trans(w), rows_d.to(w.dtype), acc, PRECISION)
         acc = tl.where(is_open, acc, 0)
         grad += a * acc
-        place = (part * 2 * BRANCHES + b) * total + start + c
-        tl.store(out_affine + place, tl.sum(acc * x, 1), mask=c < width)
-        tl.store(out_affine + place + BRANCHES * total, tl.sum(acc, 1), mask=c < width)
+        affine_place = (part * 2 * BRANCHES + b) * total + start + c
+        tl.store(out_affine + affine_place, tl.sum(acc * x, 1), mask=c < width)
+        tl.store(out_affine + affine_place + BRANCHES * total, tl.sum(acc, 1), mask=c < width)
     place = _place(n, start + c, p, total, size, LAST)
     tl.store(out + place, grad.to(out.dtype.element_ty), mask=x_inside)
 

@@ -1,0 +1,324 @@
+"""The Triton programs, in Triton's interpreter on the CPU, against float64; and that they compile for GPUs.
+
+Triton reads TRITON_INTERPRET when it is imported, so that one test runs all others of this file in a process
+of their own.
+"""
+
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+
+import pytest
+import torch
+from compare import trunk_of
+from oracle import Oracle, random_state
+from torch import nn
+from torch.nn import functional as F
+
+from mmhcg.analysis.operators import saved_bytes
+from mmhcg.network import Trunk, deploy, kernels
+from mmhcg.network.gates import ForgetGate, UpdateGate, run_gates
+from mmhcg.network.smg import dense_module, transition
+
+pytest.importorskip('triton', minversion='3.3', reason='the kernels need Triton 3.3')
+
+IS_INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+interpreted = pytest.mark.skipif(not IS_INTERPRETED, reason='runs inside test_in_the_interpreter')
+compiled = pytest.mark.skipif(IS_INTERPRETED, reason='Triton does not compile where it interprets')
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NORMS = dict(norm=nn.BatchNorm2d, gate_norm=nn.BatchNorm1d)
+
+
+@compiled
+def test_in_the_interpreter():
+    command = [sys.executable, '-m', 'pytest', __file__, '-q', '-n', '0', '-p', 'no:cacheprovider']
+    environment = {**os.environ, 'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1'}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    assert ' passed' in run.stdout and ' failed' not in run.stdout
+
+
+def random_norms(module, seed=0):
+    """The module in eval mode with norms as after some training; a fifth of their scales negative."""
+    generator = torch.Generator().manual_seed(seed)
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.weight.data = torch.randn(norm.weight.shape, generator=generator) * 0.5 + 0.5
+            norm.bias.data = torch.randn(norm.weight.shape, generator=generator) * 0.3
+            norm.running_mean = torch.randn(norm.weight.shape, generator=generator) * 0.3
+            norm.running_var = torch.rand(norm.weight.shape, generator=generator) + 0.5
+    return module.eval()
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def error(actual, exact):
+    """Relative; what should be 0 may be 1e-6."""
+    return ((actual.double() - exact).norm() / exact.norm().clamp(min=1e-6)).item()
+
+
+def assert_rounds_like_plain(function, plain, tensors, precision):
+    """Results and gradients of `function` are at most twice as far from float64 as those of `plain`.
+
+    Args:
+        function, plain: Of the same tensors, to one tensor.
+        tensors: In float64, by name.
+        precision: Of each tensor, by name.
+    """
+    rounded = {name: tensor.to(precision[name]) for name, tensor in tensors.items()}
+    answers = []
+    for call, cast in ((plain, torch.Tensor.double), (plain, torch.clone), (function, torch.clone)):
+        own = {name: cast(tensor).detach().requires_grad_() for name, tensor in rounded.items()}
+        out = call(**own)
+        if not answers:
+            grad = normal(*out.shape, seed=9)
+            if set(precision.values()) != {torch.float32}:
+                grad *= out.abs() > 0.05  # a half's rounding could take others through a ReLU
+        gradients = torch.autograd.grad(out, list(own.values()), grad.to(out.dtype))
+        answers.append(dict(zip(['out', *own], [out, *gradients])))
+    exact, *answers = answers
+    # Where GPUs round to the nearest bfloat16, the interpreter cuts off.
+    factor = 3 if torch.bfloat16 in precision.values() else 2
+    for name, value in exact.items():
+        expected, actual = (error(answer[name], value) for answer in answers)
+        assert actual <= factor * expected + 1e-6, (name, actual, expected)
+    return answers[1]['out']
+
+
+def plain_squeeze(scale, shift, weight, bias, **maps):
+    feat = torch.cat(list(maps.values()), 1)
+    dtype, columns = feat.dtype, (slice(None), None, None)
+    feat = F.relu(feat * scale[columns].to(dtype) + shift[columns].to(dtype))
+    return F.relu(F.conv2d(feat, weight[..., None, None], bias.to(dtype)))
+
+
+def fused_squeeze(scale, shift, weight, bias, **maps):
+    return kernels.squeeze(tuple(maps.values()), scale, shift, weight, bias)
+
+
+@interpreted
+@pytest.mark.parametrize('layout', LAYOUTS, ids=['nchw', 'nhwc'])
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ('channels', 'outputs', 'batch', 'size'),
+    [((23,), 45, 1, (1, 97)), ((23, 22), 20, 2, (9, 13)), ((64, 45), 130, 1, (8, 8)), ((3, 17, 109), 16, 2, (5, 1))],
+)  # fmt: skip
+def test_squeeze(channels, outputs, batch, size, dtype, layout):
+    total = sum(channels)
+    tensors = dict(
+        scale=normal(total, seed=1),
+        shift=normal(total, seed=2),
+        weight=normal(outputs, total, seed=3) / total**0.5,
+        bias=normal(outputs, seed=4),
+    )
+    precision = dict(scale=torch.float32, shift=torch.float32, weight=dtype, bias=torch.float32)
+    for i, width in enumerate(channels):
+        tensors[f'map{i}'] = normal(batch, width, *size, seed=5 + i).contiguous(memory_format=layout)
+        precision[f'map{i}'] = dtype
+    out = assert_rounds_like_plain(fused_squeeze, plain_squeeze, tensors, precision)
+    assert out.is_contiguous(memory_format=layout)
+
+
+@interpreted
+@pytest.mark.parametrize('layout', LAYOUTS, ids=['nchw', 'nhwc'])
+def test_squeeze_reads_slices_of_channels_and_copies_what_is_no_such_slice(layout):
+    buffer = normal(2, 40, 5, 7).float().contiguous(memory_format=layout)
+    crop, repeated = (
+        normal(2, 6, 9, 9).float()[:, :, 2:7, 1:8],
+        normal(1, 4, 5, 7).float().expand(2, -1, -1, -1),
+    )
+    maps = dict(a=buffer[:, 3:20], b=crop, c=repeated, d=buffer[:1, 20:21].expand(2, -1, -1, -1))
+    total = sum(feat.shape[1] for feat in maps.values())
+    parameters = [
+        normal(*shape, seed=i).float() for i, shape in enumerate([(total,), (total,), (8, total), (8,)])
+    ]
+    assert error(fused_squeeze(*parameters, **maps), plain_squeeze(*parameters, **maps).double()) < 1e-6
+
+
+@interpreted
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+def test_squeeze_with_bounds(dtype):
+    feat, weight, bias = (
+        normal(2, 23, 5, 7).to(dtype),
+        normal(20, 23, seed=1).to(dtype),
+        normal(20, seed=2).to(dtype),
+    )
+    lower = normal(23, seed=3).to(dtype)
+    upper = (lower + 1).index_fill(0, torch.arange(0, 23, 2), torch.inf)
+    out = kernels.squeeze((feat,), lower, upper, weight, bias, clamp=True)
+    bounded = feat.double().maximum(lower[:, None, None]).minimum(upper[:, None, None])
+    exact = F.relu(torch.einsum('oc,nchw->nohw', weight.double(), bounded) + bias.double()[:, None, None])
+    assert out.dtype == dtype
+    assert error(out, exact) < 2 * torch.finfo(dtype).eps
+
+
+class Gates(nn.Module):
+    """v and f of a map, side by side."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.update = UpdateGate(channels, reduction=2, **NORMS)
+        self.forget = ForgetGate(channels, reduction=2, gate_norm=nn.BatchNorm1d)
+
+    def forward(self, feat):
+        return torch.cat(run_gates(self.update, self.forget, feat), 1)
+
+
+def gates_of(channels):
+    torch.manual_seed(0)
+    return random_norms(Gates(channels))
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ('channels', 'batch', 'size', 'dtype', 'layout'),
+    [
+        *((23, 2, (9, 13), dtype, layout) for dtype in DTYPES for layout in LAYOUTS),
+        (45, 1, (3, 97), torch.float32, LAYOUTS[1]),
+        (109, 2, (2, 1), torch.float16, LAYOUTS[0]),
+        (8, 1, (33, 57), torch.bfloat16, LAYOUTS[0]),
+    ],
+    ids=str,
+)
+def test_gates(channels, batch, size, dtype, layout):
+    """All of both gates' numbers through all of their parameters, in float32, from maps in any precision."""
+    gates = gates_of(channels)
+    parameters = {name.replace('.', '__'): p.detach().double() for name, p in gates.named_parameters()}
+    buffers = dict(gates.named_buffers())
+
+    def call(feat, **own):
+        own = {name.replace('__', '.'): tensor for name, tensor in own.items()}
+        like = own['forget.squeeze.weight']
+        state = {**own, **{name: buffer.to(like) for name, buffer in buffers.items()}}
+        return torch.func.functional_call(gates, state, (feat,))
+
+    def plain(**tensors):
+        with kernels.disabled():
+            return call(**tensors)
+
+    feat = 3 * normal(batch, channels, *size, seed=1).contiguous(memory_format=layout)
+    precision = {**dict.fromkeys(parameters, torch.float32), 'feat': dtype}
+    assert_rounds_like_plain(call, plain, {'feat': feat, **parameters}, precision)
+
+
+@interpreted
+@pytest.mark.parametrize('dtype', [None, torch.bfloat16])
+@pytest.mark.parametrize('arch', [((1, 1), (20, 24))], ids=str)
+def test_modules_against_the_oracle(arch, dtype):
+    """A dense module and a transition, their gradients by the oracle in float64."""
+    state = random_state(arch)
+    trunk = trunk_of(state, dict(blocks=arch[0], growth_rates=arch[1]), torch.float32).eval()
+    single = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
+    for module, name, options in (
+        (trunk.stages[0].block[0], 'hybridblock1.0', (80, 20, 4, 1)),
+        (trunk.stages[1].block[0], 'hybridblock2.0', (96, 24, 4, 1)),
+    ):
+        channels = len(state[f'{name}.conv1_1x1.bn1.weight'])
+        feat = normal(2, channels, 7, 9)
+        answers = []
+        for cast, function in (
+            (torch.Tensor.double, lambda x: Oracle(state, arch).smg(name, x, *options)),
+            (torch.Tensor.float, lambda x: Oracle(single, arch).smg(name, x, *options)),
+            (torch.Tensor.float, lambda x: module(*x.split([channels // 2, channels - channels // 2], 1))),
+        ):
+            x = cast(feat).requires_grad_()
+            with torch.autocast(
+                'cpu', dtype=dtype or torch.bfloat16, enabled=dtype is not None and cast is torch.Tensor.float
+            ):
+                out = function(x)
+            answers.append((out, *torch.autograd.grad(out, x, normal(*out.shape, seed=1).to(out.dtype))))
+        for exact, plain, ours in zip(*answers):
+            assert error(ours, exact) <= 2 * error(plain, exact)
+
+
+@interpreted
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('layout', LAYOUTS, ids=['nchw', 'nhwc'])
+def test_deployed_trunk(dtype, layout):
+    torch.manual_seed(0)
+    trunk = random_norms(Trunk(dict(blocks=(1, 2), growth_rates=(8, 12))))
+    image = normal(2, 3, 33, 57).contiguous(memory_format=layout)
+    exact = [feat.detach() for feat in trunk.double()(image)]
+    deployed = deploy(trunk.to(dtype))
+    with torch.no_grad():
+        ours = deployed(image.to(dtype))
+        with kernels.disabled():
+            plain = deployed(image.to(dtype))
+    for o, p, e in zip(ours, plain, exact):
+        assert error(o, e) <= 2 * error(p, e)
+        assert o.is_contiguous(memory_format=layout)
+
+
+@interpreted
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_training_step_equals_the_plain_one(with_cp):
+    torch.manual_seed(0)
+    trunk = random_norms(Trunk(dict(blocks=(1, 2), growth_rates=(8, 12)), with_cp=with_cp))
+    answers = []
+    for context in (kernels.disabled, nullcontext):
+        trunk.zero_grad()
+        with context():
+            sum(feat.square().mean() for feat in trunk(normal(1, 3, 24, 32).float())).backward()
+        assert all(p.grad is not None for p in trunk.parameters())  # or DDP waits for them
+        answers.append([p.grad.clone() for p in trunk.parameters()])
+    largest = max(gradient.abs().max() for gradient in answers[0])
+    for wanted, got in zip(*answers):
+        assert (got - wanted).abs().max() <= 1e-4 * max(wanted.abs().max(), 1e-2 * largest)
+
+
+@interpreted
+def test_little_more_is_kept_for_the_backward_pass():
+    module, maps = dense_module(32, 16, **NORMS).eval(), normal(1, 32, 40, 60).float().requires_grad_()
+    with kernels.disabled():
+        plain, _ = saved_bytes(lambda: module(maps), module.parameters())
+    ours, _ = saved_bytes(lambda: module(maps), module.parameters())
+    softmax, weights = 3 * 40 * 60 * 4, 64 * 32 * 4 + 3 * 20 * 16 * 4
+    assert ours <= plain + 1.1 * (softmax + weights)
+
+
+@interpreted
+def test_the_switch_and_what_the_kernels_leave_to_pytorch(monkeypatch):
+    calls = []
+    for name in ('squeeze', 'pooled_sums'):
+        function = getattr(kernels, name)
+        monkeypatch.setattr(
+            kernels,
+            name,
+            lambda *args, function=function, name=name, **kwargs: (
+                calls.append(name) or function(*args, **kwargs)
+            ),
+        )
+    dense, down = dense_module(16, 8, **NORMS).eval(), transition(16, **NORMS).eval()
+    feat = normal(2, 16, 5, 6).float()
+
+    def called(module, feat):
+        calls.clear()
+        module(feat)
+        return list(calls)
+
+    assert called(dense, feat) == ['squeeze', 'pooled_sums']
+    assert called(down, feat) == ['pooled_sums']  # its map has been through norm and ReLU
+    assert called(dense.double(), feat.double()) == []
+    dense.float()
+    with kernels.disabled():
+        assert called(dense, feat) == []
+    dense.train()
+    assert called(dense, feat) == []
+    monkeypatch.setattr(kernels, 'is_compiling', lambda: True)
+    assert called(dense.eval(), feat) == []
+    monkeypatch.undo()
+    code = 'from mmhcg.network import kernels; import torch; print(kernels.usable(torch.ones(1)))'
+    environment = {**os.environ, 'MMHCG_KERNELS': '0'}
+    run = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
+    assert run.stdout.split() == ['False'], run.stderr
+    assert kernels.usable(feat)
+
+
+@compiled
+def test_on_cpus_the_plain_formulation_runs():
+    assert not kernels.usable(torch.ones(1))
