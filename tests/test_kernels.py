@@ -21,7 +21,8 @@ from mmhcg.network import Trunk, deploy, kernels
 from mmhcg.network.gates import ForgetGate, UpdateGate, run_gates
 from mmhcg.network.smg import dense_module, transition
 
-pytest.importorskip('triton', minversion='3.3', reason='the kernels need Triton 3.3')
+triton = pytest.importorskip('triton', minversion='3.3', reason='the kernels need Triton 3.3')
+GPUTarget = pytest.importorskip('triton.backends.compiler').GPUTarget
 
 IS_INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 interpreted = pytest.mark.skipif(not IS_INTERPRETED, reason='runs inside test_in_the_interpreter')
@@ -106,8 +107,13 @@ def fused_squeeze(scale, shift, weight, bias, **maps):
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 @pytest.mark.parametrize(
     ('channels', 'outputs', 'batch', 'size'),
-    [((23,), 45, 1, (1, 97)), ((23, 22), 20, 2, (9, 13)), ((64, 45), 130, 1, (8, 8)), ((3, 17, 109), 16, 2, (5, 1))],
-)  # fmt: skip
+    [
+        ((23,), 45, 1, (1, 97)),
+        ((23, 22), 20, 2, (9, 13)),
+        ((64, 45), 130, 1, (8, 8)),
+        ((3, 17, 109), 16, 2, (5, 1)),
+    ],
+)
 def test_squeeze(channels, outputs, batch, size, dtype, layout):
     total = sum(channels)
     tensors = dict(
@@ -207,33 +213,32 @@ def test_gates(channels, batch, size, dtype, layout):
 
 
 @interpreted
-@pytest.mark.parametrize('dtype', [None, torch.bfloat16])
-@pytest.mark.parametrize('arch', [((1, 1), (20, 24))], ids=str)
-def test_modules_against_the_oracle(arch, dtype):
-    """A dense module and a transition, their gradients by the oracle in float64."""
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('name', ['hybridblock1.0', 'hybridblock2.0'])
+def test_modules_against_the_oracle(name, dtype):
+    """Dense modules whose input comes in two maps, float32 parameters, bfloat16 by autocast."""
+    arch = ((1, 1), (20, 24))
     state = random_state(arch)
+    single = {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
     trunk = trunk_of(state, dict(blocks=arch[0], growth_rates=arch[1]), torch.float32).eval()
-    single = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
-    for module, name, options in (
-        (trunk.stages[0].block[0], 'hybridblock1.0', (80, 20, 4, 1)),
-        (trunk.stages[1].block[0], 'hybridblock2.0', (96, 24, 4, 1)),
+    stage = int(name[len('hybridblock')]) - 1
+    module, width = trunk.stages[stage].block[0], arch[1][stage]
+    options = (4 * width, width, 4, 1)
+    feat = normal(2, len(state[f'{name}.conv1_1x1.bn1.weight']), 7, 9)
+    answers = []
+    for precision, function in (
+        (torch.float64, lambda x: Oracle(state, arch).smg(name, x, *options)),
+        (torch.float32, lambda x: Oracle(single, arch).smg(name, x, *options)),
+        (torch.float32, lambda x: module(*x.split([7, x.shape[1] - 7], 1))),
     ):
-        channels = len(state[f'{name}.conv1_1x1.bn1.weight'])
-        feat = normal(2, channels, 7, 9)
-        answers = []
-        for cast, function in (
-            (torch.Tensor.double, lambda x: Oracle(state, arch).smg(name, x, *options)),
-            (torch.Tensor.float, lambda x: Oracle(single, arch).smg(name, x, *options)),
-            (torch.Tensor.float, lambda x: module(*x.split([channels // 2, channels - channels // 2], 1))),
-        ):
-            x = cast(feat).requires_grad_()
-            with torch.autocast(
-                'cpu', dtype=dtype or torch.bfloat16, enabled=dtype is not None and cast is torch.Tensor.float
-            ):
-                out = function(x)
-            answers.append((out, *torch.autograd.grad(out, x, normal(*out.shape, seed=1).to(out.dtype))))
-        for exact, plain, ours in zip(*answers):
-            assert error(ours, exact) <= 2 * error(plain, exact)
+        x = feat.to(precision).requires_grad_()
+        is_half = torch.bfloat16 in (dtype, precision) and precision != torch.float64
+        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=is_half):
+            out = function(x)
+        answers.append((out, *torch.autograd.grad(out, x, normal(*out.shape, seed=1).to(out.dtype))))
+    for exact, plain, ours in zip(*answers):
+        assert ours.dtype == plain.dtype
+        assert error(ours, exact) <= 2 * error(plain, exact)
 
 
 @interpreted
@@ -317,6 +322,56 @@ def test_the_switch_and_what_the_kernels_leave_to_pytorch(monkeypatch):
     run = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
     assert run.stdout.split() == ['False'], run.stderr
     assert kernels.usable(feat)
+
+
+class NoDevice:
+    """In place of a driver, so that Triton compiles for a GPU that is not there."""
+
+    def __init__(self, capability):
+        self.target = GPUTarget('cuda', capability, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return self.target
+
+
+@compiled
+@pytest.mark.parametrize(
+    ('capability', 'dtype', 'layout'), [(80, torch.float32, LAYOUTS[0]), (90, torch.bfloat16, LAYOUTS[1])]
+)
+def test_programs_compile_for_gpus(capability, dtype, layout, monkeypatch, tmp_path):
+    made = []
+
+    def compile_only(self, grid):
+        return lambda *args, **kwargs: made.append(self.run(*args, grid=grid, warmup=True, **kwargs))
+
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    monkeypatch.setattr(triton.runtime.jit.JITFunction, '__getitem__', compile_only)
+    monkeypatch.setattr(kernels, '_runs_on', lambda device: True)
+    monkeypatch.setattr(triton.runtime.driver, '_active', NoDevice(capability))
+    module = dense_module(40, 16, **NORMS).eval()
+    maps = [torch.zeros(1, c, 8, 8, requires_grad=True).to(memory_format=layout) for c in (24, 16)]
+    with torch.autocast('cpu', dtype=dtype, enabled=dtype != torch.float32):
+        module(*maps).sum().backward()
+    names = [kernel.metadata.name for kernel in made]
+    assert names == [
+        'product',
+        'product',
+        'fold',
+        'sums',
+        'product',
+        'fold',
+        'sums',
+        'spread',
+        'sums',
+        'spread',
+    ]
+    assert all(kernel.asm['cubin'] for kernel in made)
 
 
 @compiled

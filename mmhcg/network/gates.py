@@ -148,10 +148,10 @@ def uses_kernels(update: UpdateGate, feat: Tensor) -> bool:
 
 
 def pooling(update: UpdateGate, forget: ForgetGate) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the pools of both gates come to, the forget gate's first: scale and shift of their norms, (3, C) each;
+    """Three pools, the forget gate's first: scale and shift of their norms (3, C), w K and K (3, 9, C).
 
-    the nine rows whose shifts add up to the logits, and K, (3, 9, C) each. The forget gate's K is one in the
-    middle and zero around it. A projection's bias is the same for all positions, so that no softmax sees it.
+    The forget gate has neither norm nor kernel: scale 1, shift 0, and K is 1 in the middle and 0 around it.
+    A projection's bias is the same for all positions, so that no softmax sees it.
     """
     pools = (update.pool3, update.pool5)
     affine3, affine5 = (running_affine(pool.norm) for pool in pools)

@@ -87,7 +87,7 @@ class SMG(nn.Module):
 
 
 def gate_shares(gates: Callable, feat: Tensor) -> tuple[Tensor, Tensor]:
-    """v and f of `gates(feat)` as (N, C, 1, 1), computed without autocast and returned in feat's precision."""
+    """v and f of `gates(feat)` as (N, C, 1, 1), computed without autocast, in the precision of feat."""
     with torch.autocast(feat.device.type, enabled=False):
         update, forget = gates(feat)
     return update.to(feat.dtype)[..., None, None], forget.to(feat.dtype)[..., None, None]

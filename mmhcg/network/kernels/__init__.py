@@ -46,7 +46,7 @@ def usable(feat: Tensor) -> bool:
     )
 
 
-@lru_cache(maxsize=None)
+@lru_cache
 def _runs_on(device: torch.device) -> bool:
     try:
         import triton
@@ -74,8 +74,8 @@ def squeeze(
 ) -> Tensor:
     """ReLU(W Y + bias) with Y = ReLU(scale X + shift), X the concatenation of the maps, which is never made.
 
-    It computes in the precision of autocast, if that is on, and of the maps otherwise. Of all it reads and
-    writes, it keeps the maps and its output for the backward pass.
+    It computes in the precision of autocast, if that is on, and of the maps otherwise. Kept for the backward
+    pass: the maps and what it returns.
 
     Args:
         maps: (N, C_i, H, W) each, C in all.
@@ -89,12 +89,13 @@ def squeeze(
 
 
 def pooled_sums(feat: Tensor, scale: Tensor, shift: Tensor, rows: Tensor) -> Tensor:
-    """What the gates need of X, for b = 0, 1, 2: sum_q S_b,q+bk Y_b,q with S_b the softmax over positions p of
+    """What three pools need of X, as in `ExcitedAttentionPool`: b = 0 (forget gate), 1 and 2 (update gate).
 
-        sum_k (sum_c rows_bkc Y_bc,p-bk)
+        Y_b = scale_b X + shift_b, with a ReLU for b > 0
+        S_b = softmax over p of sum_k sum_c rows_bkc Y_bc,p-bk
+        sums_bkc = sum_q S_b,q+bk Y_bc,q
 
-    and Y_b = scale_b X + shift_b, after b = 0 with a ReLU on it; k runs over the places of a 3x3 kernel.
-    Kept for the backward pass: X and S (N, 3, H W).
+    b is how far apart the nine positions k of a kernel are. Kept for the backward pass: X and S (N, 3, H W).
 
     Args:
         feat: X, (N, C, H, W).
@@ -260,7 +261,7 @@ class _Source:
         return out
 
     def spread(self, weights: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of X, (N, C, H, W), and of scale and shift, (2, branches, C), through D = weights and W."""
+        """Gradients of X (N, C, H, W), and of scale and shift (2, branches, C); D is `weights`."""
         out = self.map_like(self.total, self.maps[0].dtype)
         blocks, outputs = -(-self.size // BLOCK_P), weight.shape[2]
         shape = (self.batch * blocks, 2, self.branches, self.total)
@@ -286,7 +287,7 @@ def _block(outputs: int) -> int:
 
 
 def _strided(weight: Tensor) -> tuple[Tensor, int, int]:
-    """Weights (N or 1, branches, O, C) with dense (O, C), and their first strides: one for all has stride 0."""
+    """Weights (N or 1, branches, O, C), their (O, C) dense, and their first two strides, 0 for 1."""
     if weight.stride()[2:] != (weight.shape[3], 1):
         weight = weight.contiguous()
     return weight, weight.stride(0) * (len(weight) > 1), weight.stride(1)

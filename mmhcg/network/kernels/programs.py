@@ -1,6 +1,6 @@
-"""Four Triton programs around Y = max(a X + b, floor), which is computed where it is read and never stored.
+"""Four Triton programs around Y = max(a X + b, floor), which is computed where it is read, and never stored.
 
-X (N, C, P) is the concatenation of the maps of a block, or one map that the gates look at; P counts positions.
+X (N, C, P) is the concatenation of the maps of a block, or one map that the gates look at, with P positions.
 With W (O, C) and D (O, P):
 
     product   W Y                                 what a 1x1 convolution computes
@@ -37,9 +37,9 @@ def _dot(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def _tile(maps, channels, rows, tile, ALIGN_C: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The tile-th block of channels: its map, the map's row and width, where it starts in map and concatenation.
+    """The tile-th block of channels, of one map: the map, its row and width, the block's first channel in it,
 
-    No block spans two maps.
+    and the map's first channel in the concatenation.
     """
     pointer, row, width = maps[0], rows[0], channels[0]
     start, before = 0, 0
@@ -60,11 +60,8 @@ def _tile(maps, channels, rows, tile, ALIGN_C: tl.constexpr, BLOCK_C: tl.constex
 @triton.jit
 def _place(n, c, p, row, size, LAST: tl.constexpr):
     """Where channels c and positions p of image n are: (len(c), len(p))."""
-    if LAST:
-        place = (n * size + p)[None, :] * row + c[:, None]
-    else:
-        place = (n * row + c)[:, None] * size + p[None, :]
-    return place
+    rows, columns = (1, row) if LAST else (size, 1)
+    return n * row * size + c[:, None] * rows + p[None, :] * columns
 
 
 @triton.jit
