@@ -21,7 +21,7 @@ from mmhcg.network import Trunk, deploy, kernels
 from mmhcg.network.gates import ForgetGate, UpdateGate, run_gates
 from mmhcg.network.smg import dense_module, transition
 
-triton = pytest.importorskip('triton', minversion='3.3', reason='the kernels need Triton 3.3')
+triton = pytest.importorskip('triton', minversion='3.4', reason='the kernels need Triton 3.4')
 GPUTarget = pytest.importorskip('triton.backends.compiler').GPUTarget
 
 IS_INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
@@ -353,7 +353,9 @@ def test_programs_compile_for_gpus(capability, dtype, layout, monkeypatch, tmp_p
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
     monkeypatch.setattr(triton.runtime.jit.JITFunction, '__getitem__', compile_only)
     monkeypatch.setattr(kernels, '_runs_on', lambda device: True)
-    monkeypatch.setattr(triton.runtime.driver, '_active', NoDevice(capability))
+    driver = triton.runtime.driver
+    # Named so since Triton 3.5.
+    monkeypatch.setattr(driver, '_active' if hasattr(driver, '_active') else 'active', NoDevice(capability))
     module = dense_module(40, 16, **NORMS).eval()
     maps = [torch.zeros(1, c, 8, 8, requires_grad=True).to(memory_format=layout) for c in (24, 16)]
     with torch.autocast('cpu', dtype=dtype, enabled=dtype != torch.float32):

@@ -5,10 +5,24 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from mmhcg.analysis.benchmark import (
+    COMPILED,
+    GRAPHED,
+    MODES,
+    Stages,
+    as_in_coco,
+    compare,
+    format_table,
+    plot,
+    write_csv,
+)
+from mmhcg.network import Trunk, deploy, kernels
 
 TESTS = Path(__file__).resolve().parents[1] / 'tests'  # where the plain formulation is; wheels have none
 
@@ -17,12 +31,9 @@ def networks(archs: list[str], against: list[str], mode: str, phase: str) -> Ite
     """HCGNet first, then the plain formulation where it is at hand, then ResNets."""
     import torchvision
 
-    from mmhcg.analysis.benchmark import Stages
-    from mmhcg.network import Trunk, deploy
-
     for arch in archs:
         trunk = Trunk(arch)
-        yield arch, deploy(trunk) if mode == 'deploy' else trunk
+        yield arch, deploy(trunk) if mode.startswith('deploy') else trunk
         if phase == 'train':
             yield f'{arch} with_cp', Trunk(arch, with_cp=True)
     if (TESTS / 'plain.py').is_file():
@@ -42,7 +53,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
     parser.add_argument('--dtype', choices=('fp32', 'fp16', 'bf16'), default='fp32', help='by autocast')
-    parser.add_argument('--mode', choices=('eager', 'compile', 'deploy'), default='eager')
+    parser.add_argument(
+        '--mode', choices=MODES, default='eager', help='graph, deploy-graph: as CUDA graphs (default: eager)'
+    )
+    parser.add_argument('--no-kernels', action='store_true', help='HCGNet on CUDA without its own kernels')
     parser.add_argument('--phase', choices=('infer', 'train'), default='infer')
     parser.add_argument(
         '--shape',
@@ -56,14 +70,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--csv', type=Path, metavar='FILE', help='add the rows to this file')
     parser.add_argument('--plot', type=Path, metavar='FILE.png', help='draw time and memory')
     args = parser.parse_args(argv)
-    if args.mode == 'deploy' and args.phase == 'train':
-        parser.error('--mode deploy is for inference: it cannot be trained')
+    if args.mode.startswith('deploy') and args.phase == 'train':
+        parser.error(f'--mode {args.mode} is for inference: it cannot be trained')
+    if args.mode in GRAPHED and args.device != 'cuda':
+        parser.error(f'--mode {args.mode} needs --device cuda')
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error(f'--device cuda: PyTorch {torch.__version__} sees no GPU')
     if min(*args.shape, args.repeats) < 1:
         parser.error('--shape and --repeats must be positive')
-
-    from mmhcg.analysis.benchmark import as_in_coco, compare, format_table, plot, write_csv
 
     batch, height, width = args.shape
     image = torch.randn(batch, 3, height, width, device=args.device)
@@ -72,16 +86,19 @@ def main(argv: list[str] | None = None) -> None:
         if hasattr(network, 'stages'):
             network = as_in_coco(network, args.phase)
         network = network.to(args.device)
-        candidates[name] = torch.compile(network) if args.mode == 'compile' else network
-    results = compare(
-        candidates,
-        image,
-        phase=args.phase,
-        mode=args.mode,
-        dtype=args.dtype,
-        repeats=args.repeats,
-        progress=lambda text: print(f'\r{text:60}', end='', file=sys.stderr, flush=True),
-    )
+        if args.mode in COMPILED:
+            network = torch.compile(network, mode=COMPILED[args.mode])
+        candidates[f'{name} no kernels' if args.no_kernels and name[0] in 'bc' else name] = network
+    with kernels.disabled() if args.no_kernels else nullcontext():
+        results = compare(
+            candidates,
+            image,
+            phase=args.phase,
+            mode=args.mode,
+            dtype=args.dtype,
+            repeats=args.repeats,
+            progress=lambda text: print(f'\r{text:60}', end='', file=sys.stderr, flush=True),
+        )
     print(file=sys.stderr)
     print(format_table(results))
     if args.csv:

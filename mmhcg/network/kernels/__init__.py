@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from math import gcd
-from types import ModuleType
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from mmhcg.network.layers import is_compiling
 
 BLOCK_P = 64  # positions that a program sees at once
 PROGRAMS = 512  # to spread sums over: a few for each multiprocessor
+observers: list[Callable[[tuple], None]] = []  # are told the arguments of every launch
 _switch = {'on': os.environ.get('MMHCG_KERNELS', '1') != '0'}
 
 
@@ -52,7 +52,7 @@ def _runs_on(device: torch.device) -> bool:
         import triton
     except ImportError:
         return False
-    if tuple(map(int, triton.__version__.split('.')[:2])) < (3, 3):  # no tuples of tensors before
+    if tuple(map(int, triton.__version__.split('.')[:2])) < (3, 4):  # tuples of tensors
         return False
     if os.environ.get('TRITON_INTERPRET') == '1':
         return device.type == 'cpu'
@@ -63,10 +63,12 @@ def _runs_on(device: torch.device) -> bool:
     )
 
 
-def _programs() -> ModuleType:
+def _launch(name: str, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     from mmhcg.network.kernels import programs
 
-    return programs
+    getattr(programs, name)[grid](*args, **options)
+    for observe in observers:
+        observe(args)
 
 
 def squeeze(
@@ -177,11 +179,12 @@ class _Source:
         self.tiles = sum(-(-channels // self.block) for channels in self.channels)
         self.pooled, self.branches, self.maps = pooled, 3 if pooled else 1, maps
         self.read = (tuple(maps), self.channels, rows, scale.contiguous(), shift.contiguous())
-        is_exact = first.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
+        # Of products in float32. The gates' own are of float32 parameters, whatever the map's precision is.
+        single = 'tf32' if torch.backends.cuda.matmul.allow_tf32 else 'ieee'
         self.options = dict(
             POOLED=pooled,
             LAST=self.last,
-            PRECISION='ieee' if is_exact else 'tf32',
+            PRECISION=single if first.dtype == torch.float32 else 'tf32x3',
             ALIGN_P=gcd(16, self.size),
             ALIGN_C=gcd(16, *self.channels, *rows),
             BLOCK_P=BLOCK_P,
@@ -213,7 +216,9 @@ class _Source:
         outputs = weight.shape[2]
         block = _block(outputs)
         grid = (-(-outputs // block), -(-self.size // BLOCK_P), self.batch * self.branches)
-        _programs().product[grid](
+        _launch(
+            'product',
+            grid,
             out,
             *self.read,
             *_strided(weight),
@@ -231,9 +236,8 @@ class _Source:
         rows = weight.new_empty(self.batch, 3, 9, self.size)
         self.product(rows, weight)
         out = rows.new_empty(self.batch, 3, self.size)
-        _programs().fold[(-(-self.size // 256), 3 * self.batch)](
-            out, rows, self.height, self.width, BLOCK_P=256
-        )
+        grid = (-(-self.size // 256), 3 * self.batch)
+        _launch('fold', grid, out, rows, self.height, self.width, BLOCK_P=256)
         return out
 
     def sums(self, weights: Tensor, outputs: int) -> Tensor:
@@ -245,7 +249,9 @@ class _Source:
         shape = (self.batch * self.branches, splits, outputs, self.total)
         out = weights.new_empty(shape, dtype=torch.float32)
         grid = (self.tiles, -(-outputs // block), len(out) * splits)
-        _programs().sums[grid](
+        _launch(
+            'sums',
+            grid,
             out,
             *self.read,
             weights,
@@ -266,7 +272,9 @@ class _Source:
         blocks, outputs = -(-self.size // BLOCK_P), weight.shape[2]
         shape = (self.batch * blocks, 2, self.branches, self.total)
         affine = weights.new_empty(shape, dtype=torch.float32)
-        _programs().spread[(blocks, self.tiles, self.batch)](
+        _launch(
+            'spread',
+            (blocks, self.tiles, self.batch),
             out,
             affine,
             *self.read,
