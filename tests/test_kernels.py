@@ -1,4 +1,4 @@
-"""The Triton programs, in Triton's interpreter on the CPU, against float64; and that they compile for GPUs.
+"""The Triton programs, on a GPU and in Triton's interpreter, against float64; and that they compile for GPUs.
 
 Triton reads TRITON_INTERPRET when it is imported, so that one test runs all others of this file in a process
 of their own.
@@ -25,7 +25,10 @@ triton = pytest.importorskip('triton', minversion='3.4', reason='the kernels nee
 GPUTarget = pytest.importorskip('triton.backends.compiler').GPUTarget
 
 IS_INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-interpreted = pytest.mark.skipif(not IS_INTERPRETED, reason='runs inside test_in_the_interpreter')
+DEVICE = 'cpu' if IS_INTERPRETED or not torch.cuda.is_available() else 'cuda'
+everywhere = pytest.mark.skipif(
+    not IS_INTERPRETED and DEVICE == 'cpu', reason='runs on GPUs and inside test_in_the_interpreter'
+)
 compiled = pytest.mark.skipif(IS_INTERPRETED, reason='Triton does not compile where it interprets')
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -33,8 +36,14 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NORMS = dict(norm=nn.BatchNorm2d, gate_norm=nn.BatchNorm1d)
 
 
+@pytest.fixture(autouse=True)
+def float32_as_it_is(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+
+
 @compiled
 def test_in_the_interpreter():
+    pytest.importorskip('triton', minversion='3.8', reason="Triton 3.5's interpreter cannot run them")
     command = [sys.executable, '-m', 'pytest', __file__, '-q', '-n', '0', '-p', 'no:cacheprovider']
     environment = {**os.environ, 'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1'}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
@@ -51,11 +60,11 @@ def random_norms(module, seed=0):
             norm.bias.data = torch.randn(norm.weight.shape, generator=generator) * 0.3
             norm.running_mean = torch.randn(norm.weight.shape, generator=generator) * 0.3
             norm.running_var = torch.rand(norm.weight.shape, generator=generator) + 0.5
-    return module.eval()
+    return module.eval().to(DEVICE)
 
 
 def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(DEVICE)
 
 
 def error(actual, exact):
@@ -102,7 +111,7 @@ def fused_squeeze(scale, shift, weight, bias, **maps):
     return kernels.squeeze(tuple(maps.values()), scale, shift, weight, bias)
 
 
-@interpreted
+@everywhere
 @pytest.mark.parametrize('layout', LAYOUTS, ids=['nchw', 'nhwc'])
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 @pytest.mark.parametrize(
@@ -130,7 +139,7 @@ def test_squeeze(channels, outputs, batch, size, dtype, layout):
     assert out.is_contiguous(memory_format=layout)
 
 
-@interpreted
+@everywhere
 @pytest.mark.parametrize('layout', LAYOUTS, ids=['nchw', 'nhwc'])
 def test_squeeze_reads_slices_of_channels_and_copies_what_is_no_such_slice(layout):
     buffer = normal(2, 40, 5, 7).float().contiguous(memory_format=layout)
@@ -146,7 +155,7 @@ def test_squeeze_reads_slices_of_channels_and_copies_what_is_no_such_slice(layou
     assert error(fused_squeeze(*parameters, **maps), plain_squeeze(*parameters, **maps).double()) < 1e-6
 
 
-@interpreted
+@everywhere
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 def test_squeeze_with_bounds(dtype):
     feat, weight, bias = (
@@ -155,7 +164,7 @@ def test_squeeze_with_bounds(dtype):
         normal(20, seed=2).to(dtype),
     )
     lower = normal(23, seed=3).to(dtype)
-    upper = (lower + 1).index_fill(0, torch.arange(0, 23, 2), torch.inf)
+    upper = (lower + 1).index_fill(0, torch.arange(0, 23, 2, device=DEVICE), torch.inf)
     out = kernels.squeeze((feat,), lower, upper, weight, bias, clamp=True)
     bounded = feat.double().maximum(lower[:, None, None]).minimum(upper[:, None, None])
     exact = F.relu(torch.einsum('oc,nchw->nohw', weight.double(), bounded) + bias.double()[:, None, None])
@@ -180,7 +189,7 @@ def gates_of(channels):
     return random_norms(Gates(channels))
 
 
-@interpreted
+@everywhere
 @pytest.mark.parametrize(
     ('channels', 'batch', 'size', 'dtype', 'layout'),
     [
@@ -212,15 +221,15 @@ def test_gates(channels, batch, size, dtype, layout):
     assert_rounds_like_plain(call, plain, {'feat': feat, **parameters}, precision)
 
 
-@interpreted
+@everywhere
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize('name', ['hybridblock1.0', 'hybridblock2.0'])
 def test_modules_against_the_oracle(name, dtype):
     """Dense modules whose input comes in two maps, float32 parameters, bfloat16 by autocast."""
     arch = ((1, 1), (20, 24))
-    state = random_state(arch)
+    state = {key: tensor.to(DEVICE) for key, tensor in random_state(arch).items()}
     single = {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
-    trunk = trunk_of(state, dict(blocks=arch[0], growth_rates=arch[1]), torch.float32).eval()
+    trunk = trunk_of(state, dict(blocks=arch[0], growth_rates=arch[1]), torch.float32).eval().to(DEVICE)
     stage = int(name[len('hybridblock')]) - 1
     module, width = trunk.stages[stage].block[0], arch[1][stage]
     options = (4 * width, width, 4, 1)
@@ -233,7 +242,7 @@ def test_modules_against_the_oracle(name, dtype):
     ):
         x = feat.to(precision).requires_grad_()
         is_half = torch.bfloat16 in (dtype, precision) and precision != torch.float64
-        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=is_half):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=is_half):
             out = function(x)
         answers.append((out, *torch.autograd.grad(out, x, normal(*out.shape, seed=1).to(out.dtype))))
     for exact, plain, ours in zip(*answers):
@@ -241,7 +250,7 @@ def test_modules_against_the_oracle(name, dtype):
         assert error(ours, exact) <= 2 * error(plain, exact)
 
 
-@interpreted
+@everywhere
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize('layout', LAYOUTS, ids=['nchw', 'nhwc'])
 def test_deployed_trunk(dtype, layout):
@@ -259,7 +268,7 @@ def test_deployed_trunk(dtype, layout):
         assert o.is_contiguous(memory_format=layout)
 
 
-@interpreted
+@everywhere
 @pytest.mark.parametrize('with_cp', [False, True])
 def test_training_step_equals_the_plain_one(with_cp):
     torch.manual_seed(0)
@@ -276,9 +285,10 @@ def test_training_step_equals_the_plain_one(with_cp):
         assert (got - wanted).abs().max() <= 1e-4 * max(wanted.abs().max(), 1e-2 * largest)
 
 
-@interpreted
+@everywhere
 def test_little_more_is_kept_for_the_backward_pass():
-    module, maps = dense_module(32, 16, **NORMS).eval(), normal(1, 32, 40, 60).float().requires_grad_()
+    module = dense_module(32, 16, **NORMS).eval().to(DEVICE)
+    maps = normal(1, 32, 40, 60).float().requires_grad_()
     with kernels.disabled():
         plain, _ = saved_bytes(lambda: module(maps), module.parameters())
     ours, _ = saved_bytes(lambda: module(maps), module.parameters())
@@ -286,7 +296,7 @@ def test_little_more_is_kept_for_the_backward_pass():
     assert ours <= plain + 1.1 * (softmax + weights)
 
 
-@interpreted
+@everywhere
 def test_the_switch_and_what_the_kernels_leave_to_pytorch(monkeypatch):
     calls = []
     for name in ('squeeze', 'pooled_sums'):
@@ -298,7 +308,7 @@ def test_the_switch_and_what_the_kernels_leave_to_pytorch(monkeypatch):
                 calls.append(name) or function(*args, **kwargs)
             ),
         )
-    dense, down = dense_module(16, 8, **NORMS).eval(), transition(16, **NORMS).eval()
+    dense, down = (make.eval().to(DEVICE) for make in (dense_module(16, 8, **NORMS), transition(16, **NORMS)))
     feat = normal(2, 16, 5, 6).float()
 
     def called(module, feat):
@@ -317,7 +327,10 @@ def test_the_switch_and_what_the_kernels_leave_to_pytorch(monkeypatch):
     monkeypatch.setattr(kernels, 'is_compiling', lambda: True)
     assert called(dense.eval(), feat) == []
     monkeypatch.undo()
-    code = 'from mmhcg.network import kernels; import torch; print(kernels.usable(torch.ones(1)))'
+    code = (
+        'from mmhcg.network import kernels; import torch; print(kernels.usable(torch.ones(1, device=DEVICE)))'
+    )
+    code = code.replace('DEVICE', repr(DEVICE))
     environment = {**os.environ, 'MMHCG_KERNELS': '0'}
     run = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
     assert run.stdout.split() == ['False'], run.stderr

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmhcg.network import kernels
-from mmhcg.network.layers import Norm, running_affine
+from mmhcg.network.layers import Norm, is_affine, running_affine
 
 
 def position_softmax(logits: Tensor) -> Tensor:
@@ -143,8 +143,7 @@ def run_gates(update: UpdateGate, forget: ForgetGate, feat: Tensor) -> tuple[Ten
 
 def uses_kernels(update: UpdateGate, feat: Tensor) -> bool:
     """Whether `run_gates` does: they know no norms but those on running statistics."""
-    norms = (update.pool3.norm, update.pool5.norm)
-    return kernels.usable(feat) and all(running_affine(norm) for norm in norms)
+    return kernels.usable(feat) and is_affine(update.pool3.norm) and is_affine(update.pool5.norm)
 
 
 def pooling(update: UpdateGate, forget: ForgetGate) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -42,12 +42,19 @@ class MaxPoolAct(nn.MaxPool2d):
         return F.relu(super().forward(feat), inplace=True)
 
 
-def running_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift (C,) of a BatchNorm on its running statistics: norm(x) = scale x + shift.
+def is_affine(norm: nn.Module) -> bool:
+    """Whether it is a BatchNorm on its running statistics; others depend on the map in another way."""
+    return (
+        not norm.training
+        and isinstance(norm, _BatchNorm)
+        and norm.running_mean is not None
+        and norm.weight is not None
+    )
 
-    None where a norm depends on the map in another way.
-    """
-    if norm.training or not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.weight is None:
+
+def running_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Scale and shift (C,) of a norm that `is_affine`: norm(x) = scale x + shift. None of others."""
+    if not is_affine(norm):
         return None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return scale, norm.bias - scale * norm.running_mean

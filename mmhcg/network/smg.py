@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mmhcg.network import kernels
 from mmhcg.network.gates import ForgetGate, UpdateGate, run_gates, uses_kernels
-from mmhcg.network.layers import Norm, conv_norm, folded, recompute, running_affine
+from mmhcg.network.layers import Norm, conv_norm, folded, is_affine, recompute, running_affine
 
 
 class SMG(nn.Module):
@@ -62,10 +62,10 @@ class SMG(nn.Module):
         return recompute(self, self._forward, *maps) if self.with_cp else self._forward(*maps)
 
     def _forward(self, *maps: Tensor) -> Tensor:
-        norm = self.norm1 and running_affine(self.norm1)
-        conv = folded(self.conv1, self.norm2)
-        if norm and conv and kernels.usable(maps[0]):
-            hidden = kernels.squeeze(maps, *norm, *conv)  # (N, mid, H, W)
+        norms = (self.norm1, self.norm2)
+        if self.norm1 is not None and all(map(is_affine, norms)) and kernels.usable(maps[0]):
+            affine, conv = running_affine(self.norm1), folded(self.conv1, self.norm2)
+            hidden = kernels.squeeze(maps, *affine, *conv)  # (N, mid, H, W)
         else:
             hidden = F.relu(self._part(self._squeeze, *maps), inplace=True)
         feat = self.conv2(hidden)  # X'
