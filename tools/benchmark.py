@@ -11,6 +11,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mmhcg.analysis.benchmark import (
+    COMPILED,
+    GRAPHED,
+    MODES,
+    Stages,
+    as_in_coco,
+    compare,
+    format_table,
+    plot,
+    write_csv,
+)
+from mmhcg.network import Trunk, deploy, kernels
+
 TESTS = Path(__file__).resolve().parents[1] / 'tests'  # where the plain formulation is; wheels have none
 
 
@@ -18,12 +31,9 @@ def networks(archs: list[str], against: list[str], mode: str, phase: str) -> Ite
     """HCGNet first, then the plain formulation where it is at hand, then ResNets."""
     import torchvision
 
-    from mmhcg.analysis.benchmark import Stages
-    from mmhcg.network import Trunk, deploy
-
     for arch in archs:
         trunk = Trunk(arch)
-        yield arch, deploy(trunk) if mode == 'deploy' else trunk
+        yield arch, deploy(trunk) if mode.startswith('deploy') else trunk
         if phase == 'train':
             yield f'{arch} with_cp', Trunk(arch, with_cp=True)
     if (TESTS / 'plain.py').is_file():
@@ -39,12 +49,11 @@ def detectors(archs: list[str], against: list[str], mode: str, phase: str) -> It
     """Mask R-CNN with each backbone."""
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # MMEngine's
     from mmhcg.analysis.mask_rcnn import MaskRCNN
-    from mmhcg.network import deploy
 
     for arch in archs:
         config = f'mask_rcnn_hcgnet_{arch}_fpn_1x_coco'
         detector = MaskRCNN(config)
-        yield arch, deploy(detector) if mode == 'deploy' else detector
+        yield arch, deploy(detector) if mode.startswith('deploy') else detector
         if phase == 'train':
             yield f'{arch} with_cp', MaskRCNN(config, with_cp=True)
     for name in against:
@@ -64,7 +73,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
     parser.add_argument('--dtype', choices=('fp32', 'fp16', 'bf16'), default='fp32', help='by autocast')
-    parser.add_argument('--mode', choices=('eager', 'compile', 'deploy'), default='eager')
+    parser.add_argument(
+        '--mode', choices=MODES, default='eager', help='graph, deploy-graph: as CUDA graphs (default: eager)'
+    )
+    parser.add_argument('--kernels', action='store_true', help='HCGNet on CUDA with its own kernels')
     parser.add_argument('--phase', choices=('infer', 'train'), default='infer')
     parser.add_argument(
         '--shape',
@@ -78,14 +90,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--csv', type=Path, metavar='FILE', help='add the rows to this file')
     parser.add_argument('--plot', type=Path, metavar='FILE.png', help='draw time and memory')
     args = parser.parse_args(argv)
-    if args.mode == 'deploy' and args.phase == 'train':
-        parser.error('--mode deploy is for inference: it cannot be trained')
+    if args.mode.startswith('deploy') and args.phase == 'train':
+        parser.error(f'--mode {args.mode} is for inference: it cannot be trained')
+    if args.mode in GRAPHED and args.device != 'cuda':
+        parser.error(f'--mode {args.mode} needs --device cuda')
+    if args.mode in GRAPHED and args.detector:
+        parser.error(f'--mode {args.mode}: detectors take another way each time and cannot be CUDA graphs')
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error(f'--device cuda: PyTorch {torch.__version__} sees no GPU')
     if min(*args.shape, args.repeats) < 1:
         parser.error('--shape and --repeats must be positive')
-
-    from mmhcg.analysis.benchmark import as_in_coco, compare, format_table, plot, write_csv
 
     batch, height, width = args.shape
     image = torch.randn(batch, 3, height, width, device=args.device)
@@ -97,21 +111,22 @@ def main(argv: list[str] | None = None) -> None:
             network.train(args.phase == 'train')
         elif hasattr(network, 'stages'):
             network = as_in_coco(network, args.phase)
-        if args.mode == 'compile' and args.detector:
-            network.model.backbone = torch.compile(network.model.backbone)
-        elif args.mode == 'compile':
-            network = torch.compile(network)
-        candidates[name] = network
-    results = compare(
-        candidates,
-        image,
-        model='Mask R-CNN' if args.detector else 'backbone',
-        phase=args.phase,
-        mode=args.mode,
-        dtype=args.dtype,
-        repeats=args.repeats,
-        progress=lambda text: print(f'\r{text:60}', end='', file=sys.stderr, flush=True),
-    )
+        if args.mode in COMPILED and args.detector:
+            network.model.backbone = torch.compile(network.model.backbone, mode=COMPILED[args.mode])
+        elif args.mode in COMPILED:
+            network = torch.compile(network, mode=COMPILED[args.mode])
+        candidates[f'{name} kernels' if args.kernels and name[0] in 'bc' else name] = network
+    with kernels.enabled(args.kernels):
+        results = compare(
+            candidates,
+            image,
+            model='Mask R-CNN' if args.detector else 'backbone',
+            phase=args.phase,
+            mode=args.mode,
+            dtype=args.dtype,
+            repeats=args.repeats,
+            progress=lambda text: print(f'\r{text:60}', end='', file=sys.stderr, flush=True),
+        )
     print(file=sys.stderr)
     print(format_table(results))
     if args.csv:

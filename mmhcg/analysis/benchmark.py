@@ -23,6 +23,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmhcg.analysis.operators import OperatorCounter, saved_bytes
 
+COMPILED = {'compile': 'default', 'reduce-overhead': 'reduce-overhead', 'max-autotune': 'max-autotune'}
+GRAPHED = ('graph', 'deploy-graph')
+MODES = ('eager', 'deploy', *COMPILED, *GRAPHED)
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
 
@@ -34,7 +37,8 @@ class Result:
         candidate: Its name.
         model: 'backbone', or the detector that it is the backbone of.
         phase: 'infer' or 'train' (forward and backward pass).
-        mode: 'eager', 'compile' or 'deploy'.
+        mode: 'eager', 'deploy', one of torch.compile's (`COMPILED`), or 'graph' and 'deploy-graph', which are
+            'eager' and 'deploy' with the whole step in a CUDA graph.
         dtype: 'fp32', or 'fp16' or 'bf16', by autocast.
         shape: 'N x 3 x H x W' of the images.
         best_ms, median_ms: Milliseconds of a step.
@@ -112,7 +116,8 @@ def compare(
         image: The batch.
         model: For the table.
         phase: 'infer', or 'train' for a forward and a backward pass.
-        mode: For the table; what is counted operator by operator is not counted in 'compile'.
+        mode: For the table; what is compiled is not counted operator by operator, and in the modes of
+            `GRAPHED` the steps that are timed are CUDA graphs.
         dtype: Precision, by autocast.
         repeats: Timed runs of each candidate.
         progress: Is told what is going on.
@@ -123,6 +128,8 @@ def compare(
         progress(f'{name}: first runs')
         step()
         counts[name] = _counts(candidates[name], step, image, phase, mode)
+        if mode in GRAPHED:
+            steps[name] = _graphed(step)
     for number in range(repeats):
         for name, step in steps.items():
             progress(f'{name}: run {number + 1} of {repeats}')
@@ -171,6 +178,20 @@ def _step(network: Callable, image: Tensor, phase: str, dtype: str) -> Callable[
     return train if phase == 'train' else infer
 
 
+def _graphed(step: Callable[[], Any]) -> Callable[[], Any]:
+    """The step as a CUDA graph: what it launched once is launched again, without Python."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
 def _counts(
     network: Callable, step: Callable[[], Any], image: Tensor, phase: str, mode: str
 ) -> dict[str, float | int | str]:
@@ -180,11 +201,11 @@ def _counts(
         torch.cuda.reset_peak_memory_stats()
         step()
         counts['peak_mb'] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
-    if mode != 'compile':
+    if mode not in COMPILED:
         with OperatorCounter() as counter:
             step()
         counts.update(operators=counter.calls, moved_mb=round(counter.moved / 1e6, 1))
-    if phase == 'train' and mode != 'compile':
+    if phase == 'train' and mode not in COMPILED:
         saved, _ = saved_bytes(lambda: network(image), network.parameters())
         counts['saved_mb'] = round(saved / 1e6, 1)
     return counts

@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmhcg.network import layers
+from mmhcg.network import kernels, layers
 from mmhcg.network.gates import AttentionPool, ExcitedAttentionPool, position_softmax
 
 MASKS = 100  # an image, as in MMDetection's Mask R-CNN
@@ -82,6 +82,7 @@ def count_complexity(model: nn.Module, shape: tuple[int, int] = (800, 1280)) -> 
         for module in model.modules():
             if isinstance(module, (AttentionPool, ExcitedAttentionPool)):
                 stack.enter_context(patch.object(module, 'forward', _plain_forward(module)))
+        stack.enter_context(kernels.enabled(False))
         stack.enter_context(patch.object(layers, 'running_affine', lambda norm: None))  # norms by themselves
         if isinstance(getattr(model, 'rpn_head', None), BaseDenseHead):
             predict = partial(_predict, partial(meter.run, model.rpn_head, model.rpn_head.predict))

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mmhcg.network import kernels
+
 
 class OperatorCounter(TorchDispatchMode):
     """Counts what PyTorch runs while it is entered.
 
-    Views and allocations are left out, since they touch no element of a map.
+    Views and allocations are left out, since they touch no element of a map. Launches of HCGNet's own kernels
+    are operators.
 
     Attributes:
         calls: Operators that ran.
@@ -26,6 +29,18 @@ class OperatorCounter(TorchDispatchMode):
         super().__init__()
         self.calls = self.moved = 0
 
+    def __enter__(self) -> OperatorCounter:
+        kernels.observers.append(self._count)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        kernels.observers.remove(self._count)
+        super().__exit__(*error)
+
+    def _count(self, *trees: Any) -> None:
+        self.calls += 1
+        self.moved += sum(tensor.nbytes for tensor in _tensors(trees))
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         taken = _tensors((args, {name: arg for name, arg in (kwargs or {}).items() if name != 'out'}))
@@ -34,8 +49,7 @@ class OperatorCounter(TorchDispatchMode):
             not func._schema.is_mutable and {*map(_place, put)} <= {*map(_place, taken)}
         )
         if put and not is_view and not func.name().startswith('aten::empty'):
-            self.calls += 1
-            self.moved += sum(tensor.nbytes for tensor in (*taken, *put))
+            self._count(taken, put)
         return out
 
 

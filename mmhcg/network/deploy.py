@@ -22,9 +22,18 @@ from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 from torch.nn import functional as F
 
-from mmhcg.network.gates import ForgetGate, UpdateGate, kernel_of, position_softmax, position_sums
+from mmhcg.network import kernels
+from mmhcg.network.gates import (
+    ForgetGate,
+    UpdateGate,
+    kernel_of,
+    pooled,
+    pooling,
+    position_softmax,
+    position_sums,
+)
 from mmhcg.network.layers import ConvNormAct, is_compiling, pointwise, running_affine
-from mmhcg.network.smg import SMG, run_gates
+from mmhcg.network.smg import SMG, gate_shares
 from mmhcg.network.trunk import Stage
 
 LARGEST = 1e6  # |t| from which on ReLU(a x + b) is as good as constant
@@ -113,11 +122,14 @@ class DeployedSMG(nn.Module):
         self.gates = DeployedGates(smg.update, smg.forget)
 
     def forward(self, feat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self.compare is not None:
-            feat = self.compare(feat)
-        feat = pointwise(feat, self.conv1.weight, self.conv1.bias)
-        feat = self.conv2(F.relu(feat, inplace=True))  # X'
-        return *run_gates(self.gates, feat, self.conv2.weight.dtype), feat
+        conv, compare = (self.conv1.weight, self.conv1.bias), self.compare
+        if compare is not None and kernels.usable(feat):
+            hidden = kernels.squeeze((feat,), compare.lower, compare.upper, *conv, clamp=True)
+        else:
+            feat = feat if compare is None else compare(feat)
+            hidden = F.relu(pointwise(feat, *conv), inplace=True)
+        feat = self.conv2(hidden)  # X'
+        return *gate_shares(self.gates, feat), feat
 
 
 class DeployedGates(nn.Module):
@@ -143,6 +155,10 @@ class DeployedGates(nn.Module):
         self.register_buffer('kernel', kernel.to(like))
         self.register_buffer('threshold', bounds.threshold[:, None].to(like))  # (2, 1, C)
 
+        # For the kernels, which need no bounds.
+        for name, value in zip(('scale', 'shift', 'rows', 'kernel'), pooling(update, forget)):
+            self.register_buffer(f'pool_{name}', value.detach().float())
+
         # Their hidden layers side by side. A softmax over two is a sigmoid of their difference.
         hidden = [_linear_norm(gate.squeeze, gate.norm) for gate in (update, forget)]
         expand3, expand5, expand = (
@@ -153,6 +169,17 @@ class DeployedGates(nn.Module):
         self.expand = _side_by_side([a - b for a, b in zip(expand3, expand5)], expand, like=like)
 
     def forward(self, feat: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = self.squeeze.weight.dtype
+        if kernels.usable(feat):
+            parameters = (self.pool_scale, self.pool_shift, self.pool_rows, self.pool_kernel)
+            context, context3, context5 = pooled(feat, *parameters).to(dtype).unbind(1)
+        else:
+            context3, context5, context = self._contexts(feat.to(dtype))
+        hidden = torch.tanh(self.squeeze(torch.cat((context3, context5, context), 1)))
+        share3, forget = torch.sigmoid(self.expand(hidden)).chunk(2, 1)
+        return torch.lerp(context5, context3, share3), forget
+
+    def _contexts(self, feat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         batch, channels, *size = feat.shape
         excited = self.compare(feat[:, None])  # (N, 2, C, H, W)
         excited = excited.flatten(3).flatten(0, 1)  # (2N, C, HW)
@@ -168,24 +195,21 @@ class DeployedGates(nn.Module):
         inside = shifts.sum(-1).view(batch, 2, 9, 1).to(feat.dtype)
         sums = torch.addcmul(sums, self.threshold, inside, value=-1)
         context3, context5 = (sums * self.kernel).sum(2).unbind(1)
-        context = position_sums(feat, attention[:, 2:]).squeeze(1)
-        hidden = torch.tanh(self.squeeze(torch.cat((context3, context5, context), 1)))
-        share3, forget = torch.sigmoid(self.expand(hidden)).chunk(2, 1)
-        return torch.lerp(context5, context3, share3), forget
+        return context3, context5, position_sums(feat, attention[:, 2:]).squeeze(1)
 
 
 class Compare(nn.Module):
-    """min(max(x, lower), upper), without an upper bound that bounds nothing."""
+    """min(max(x, lower), upper); an upper bound that bounds nothing costs no pass."""
 
     def __init__(self, bounds: _Bounds, shape: tuple[int, ...], like: Tensor) -> None:
         super().__init__()
         self.register_buffer('lower', bounds.lower.view(shape).to(like))
-        is_bounded = bounds.upper.isfinite().any()
-        self.register_buffer('upper', bounds.upper.view(shape).to(like) if is_bounded else None)
+        self.register_buffer('upper', bounds.upper.view(shape).to(like))
+        self.is_bounded = bool(bounds.upper.isfinite().any())
 
     def forward(self, feat: Tensor) -> Tensor:
         feat = torch.maximum(feat, self.lower)
-        return feat if self.upper is None else torch.minimum(feat, self.upper)
+        return torch.minimum(feat, self.upper) if self.is_bounded else feat
 
 
 class _Bounds(NamedTuple):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmhcg.network.layers import Norm
+from mmhcg.network import kernels
+from mmhcg.network.layers import Norm, is_affine, running_affine
 
 
 def position_softmax(logits: Tensor) -> Tensor:
@@ -100,7 +101,10 @@ class UpdateGate(nn.Module):
         self.expand5 = nn.Linear(hidden, channels)
 
     def forward(self, feat: Tensor) -> Tensor:
-        context3, context5 = self.pool3(feat), self.pool5(feat)
+        return self.mix(self.pool3(feat), self.pool5(feat))
+
+    def mix(self, context3: Tensor, context5: Tensor) -> Tensor:
+        """v of the two contexts, (N, C) each."""
         hidden = torch.tanh(self.norm(self.squeeze(torch.cat((context3, context5), 1))))
         # A softmax over two is a sigmoid of their difference: u3 = sigmoid(e3 - e5), u5 = 1 - u3.
         share3 = torch.sigmoid(self.expand3(hidden) - self.expand5(hidden))
@@ -119,5 +123,48 @@ class ForgetGate(nn.Module):
         self.expand = nn.Linear(hidden, channels)
 
     def forward(self, feat: Tensor) -> Tensor:
-        hidden = torch.tanh(self.norm(self.squeeze(self.pool(feat))))
+        return self.share(self.pool(feat))
+
+    def share(self, context: Tensor) -> Tensor:
+        """f of the context (N, C)."""
+        hidden = torch.tanh(self.norm(self.squeeze(context)))
         return torch.sigmoid(self.expand(hidden))
+
+
+def run_gates(update: UpdateGate, forget: ForgetGate, feat: Tensor) -> tuple[Tensor, Tensor]:
+    """v and f, (N, C) each, in the precision of the parameters."""
+    dtype = forget.squeeze.weight.dtype
+    if not uses_kernels(update, feat):
+        feat = feat.to(dtype)
+        return update(feat), forget(feat)
+    context, *contexts = pooled(feat, *pooling(update, forget)).to(dtype).unbind(1)
+    return update.mix(*contexts), forget.share(context)
+
+
+def uses_kernels(update: UpdateGate, feat: Tensor) -> bool:
+    """Whether `run_gates` does: they know no norms but those on running statistics."""
+    return kernels.usable(feat) and is_affine(update.pool3.norm) and is_affine(update.pool5.norm)
+
+
+def pooling(update: UpdateGate, forget: ForgetGate) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Three pools, the forget gate's first: scale and shift of their norms (3, C), w K and K (3, 9, C).
+
+    The forget gate has neither norm nor kernel: scale 1, shift 0, and K is 1 in the middle and 0 around it.
+    A projection's bias is the same for all positions, so that no softmax sees it.
+    """
+    pools = (update.pool3, update.pool5)
+    affine3, affine5 = (running_affine(pool.norm) for pool in pools)
+    project = [pool.project for pool in (forget.pool, *pools)]
+    # 0 x bias: DDP waits for the gradient of every parameter.
+    project = torch.stack([conv.weight.view(1, -1) + 0 * conv.bias for conv in project])
+    middle = F.pad(torch.ones_like(affine3[0])[None], (0, 0, 4, 4))
+    kernel = torch.stack([middle, *map(kernel_of, pools)])
+    scale = torch.stack([torch.ones_like(affine3[0]), affine3[0], affine5[0]])
+    shift = torch.stack([torch.zeros_like(affine3[1]), affine3[1], affine5[1]])
+    return scale, shift, kernel * project, kernel
+
+
+def pooled(feat: Tensor, scale: Tensor, shift: Tensor, rows: Tensor, kernel: Tensor) -> Tensor:
+    """Contexts (N, 3, C) of the pools, by the kernels, in float32."""
+    sums = kernels.pooled_sums(feat, scale.float(), shift.float(), rows.float())
+    return (sums * kernel).sum(2)

@@ -42,24 +42,36 @@ class MaxPoolAct(nn.MaxPool2d):
         return F.relu(super().forward(feat), inplace=True)
 
 
-def running_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift (C,) of a BatchNorm on its running statistics: norm(x) = scale x + shift.
+def is_affine(norm: nn.Module) -> bool:
+    """Whether it is a BatchNorm on its running statistics; others depend on the map in another way."""
+    return (
+        not norm.training
+        and isinstance(norm, _BatchNorm)
+        and norm.running_mean is not None
+        and norm.weight is not None
+    )
 
-    None where a norm depends on the map in another way.
-    """
-    if norm.training or not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.weight is None:
+
+def running_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Scale and shift (C,) of a norm that `is_affine`: norm(x) = scale x + shift. None of others."""
+    if not is_affine(norm):
         return None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return scale, norm.bias - scale * norm.running_mean
 
 
-def conv_norm(feat: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
-    """`norm(conv(feat))` in one pass where the norm is affine: a (W x) + b = (a W) x + b."""
+def folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Weight and bias of a convolution with the norm after it, or None: a (W x) + b = (a W) x + b."""
     affine = running_affine(norm)
+    return affine and (conv.weight * affine[0][:, None, None, None], affine[1])
+
+
+def conv_norm(feat: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
+    """`norm(conv(feat))` in one pass where the norm is affine."""
+    affine = folded(conv, norm)
     if affine is None:
         return norm(conv(feat))
-    scale, shift = affine
-    weight = conv.weight * scale[:, None, None, None]
+    weight, shift = affine
     if conv.kernel_size == (1, 1):
         return pointwise(feat, weight, shift)
     return F.conv2d(feat, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -86,11 +98,15 @@ def recompute(module: nn.Module, function: Callable[..., Any], *maps: Tensor) ->
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in (*maps, *module.parameters()))):
         return function(*maps)
     if not any(m.training and m._buffers for m in module.modules()):
-        return checkpoint(function, *maps, use_reentrant=False)
+        return checkpoint(function, *maps, use_reentrant=False, preserve_rng_state=False)
     if is_compiling():
         return function(*maps)
     return checkpoint(
-        function, *maps, use_reentrant=False, context_fn=lambda: (nullcontext(), _kept_statistics(module))
+        function,
+        *maps,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), _kept_statistics(module)),
     )
 
 

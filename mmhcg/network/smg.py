@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmhcg.network.gates import ForgetGate, UpdateGate
-from mmhcg.network.layers import Norm, conv_norm, recompute
+from mmhcg.network import kernels
+from mmhcg.network.gates import ForgetGate, UpdateGate, run_gates, uses_kernels
+from mmhcg.network.layers import Norm, conv_norm, folded, is_affine, recompute, running_affine
 
 
 class SMG(nn.Module):
@@ -61,9 +62,15 @@ class SMG(nn.Module):
         return recompute(self, self._forward, *maps) if self.with_cp else self._forward(*maps)
 
     def _forward(self, *maps: Tensor) -> Tensor:
-        hidden = F.relu(self._part(self._squeeze, *maps), inplace=True)  # (N, mid, H, W)
+        norms = (self.norm1, self.norm2)
+        if self.norm1 is not None and all(map(is_affine, norms)) and kernels.usable(maps[0]):
+            affine, conv = running_affine(self.norm1), folded(self.conv1, self.norm2)
+            hidden = kernels.squeeze(maps, *affine, *conv)  # (N, mid, H, W)
+        else:
+            hidden = F.relu(self._part(self._squeeze, *maps), inplace=True)
         feat = self.conv2(hidden)  # X'
-        update, forget = self._part(self._gates, feat)
+        is_lean = uses_kernels(self.update, feat)  # and keeps nothing but its map by itself
+        update, forget = self._gates(feat) if is_lean else self._part(self._gates, feat)
         return torch.addcmul(update, forget, feat)
 
     def _part(self, function: Callable, *maps: Tensor) -> Any:
@@ -76,13 +83,13 @@ class SMG(nn.Module):
         return conv_norm(feat, self.conv1, self.norm2)
 
     def _gates(self, feat: Tensor) -> tuple[Tensor, Tensor]:
-        return run_gates(lambda feat: (self.update(feat), self.forget(feat)), feat, self.conv2.weight.dtype)
+        return gate_shares(lambda feat: run_gates(self.update, self.forget, feat), feat)
 
 
-def run_gates(gates: Callable, feat: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """v and f of `gates(feat)` as (N, C, 1, 1), in the precision of the parameters, also under autocast."""
+def gate_shares(gates: Callable, feat: Tensor) -> tuple[Tensor, Tensor]:
+    """v and f of `gates(feat)` as (N, C, 1, 1), computed without autocast, in the precision of feat."""
     with torch.autocast(feat.device.type, enabled=False):
-        update, forget = gates(feat.to(dtype))
+        update, forget = gates(feat)
     return update.to(feat.dtype)[..., None, None], forget.to(feat.dtype)[..., None, None]
 
 
