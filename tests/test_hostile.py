@@ -11,14 +11,18 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from authors_files import classification_layout
+from mmengine.config import Config
 from oracle import random_state
 from tiny_run import load_tool, write_config, write_data
 
+from mmhcg.runs import UserError
+from mmhcg.runs.loading import check_loading
 from mmhcg.stack.checkpoints import load_checkpoint_file
 
 GIGABYTE = 2**30
@@ -210,3 +214,13 @@ def test_hostile_training_states_are_refused(good, tmp_path, capfd, name):
     torch.save(content, tmp_path / 'hostile.pth')
     message = refusal('resume', tmp_path / 'hostile.pth', good, tmp_path, capfd)
     assert re.search(STATES[name][1], message), message
+
+
+def test_another_model_to_start_from_is_refused_whatever_the_backbone():
+    runner = SimpleNamespace(model=torch.nn.Linear(2, 2))
+    cfg = Config(dict(load_from='other.pth', resume=False, model=dict(type='Linear')))
+    check_loading(cfg, {'state_dict': {'module.weight': torch.zeros(9)}}, runner)  # a head for other classes
+    with pytest.raises(
+        UserError, match=r"other\.pth: none of its names .* 'conv\.weight' instead of 'weight'"
+    ):
+        check_loading(cfg, {'state_dict': {'conv.weight': torch.zeros(9)}}, runner)

@@ -76,14 +76,15 @@ class FiniteTraining(Hook):
         if not runner.optim_wrapper.should_update():  # it accumulates gradients
             return
         norm, self._norm = self._norm, None
+        scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
         if norm is not None and math.isfinite(norm):
             self._skipped = 0
             return
-        scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
+        if scaler is None and norm is None:  # a model that does not step in every iteration
+            return
         if scaler is None:
-            _stop(
-                runner, f'all losses are finite, but the norm of their gradients is {float(norm)}', data_batch
-            )
+            fault = f'the losses of this process are finite, but the norm of the gradients is {float(norm)}'
+            _stop(runner, fault, data_batch)
         self._skipped += 1
         if self._skipped >= self.max_skipped:
             fault = f'the gradients were not finite in {self._skipped} steps on end, all of them skipped'
@@ -96,13 +97,11 @@ def images_of(samples: Any) -> Iterator[str]:
     Args:
         samples: Data samples, in lists or dicts however deep.
     """
-    if isinstance(samples, dict):
-        samples = samples.values()
-    elif not isinstance(samples, (list, tuple)):
+    if isinstance(samples, (dict, list, tuple)):
+        for sample in samples.values() if isinstance(samples, dict) else samples:
+            yield from images_of(sample)
+    elif hasattr(samples, 'get'):
         yield f'{samples.get("img_path", "an image without a path")} (id {samples.get("img_id", "unknown")})'
-        return
-    for sample in samples:
-        yield from images_of(sample)
 
 
 def _stop(runner: Runner, fault: str, data_batch: Any = None) -> NoReturn:
@@ -110,7 +109,7 @@ def _stop(runner: Runner, fault: str, data_batch: Any = None) -> NoReturn:
     when, look = 'before a checkpoint was saved', ''
     if isinstance(data_batch, dict):
         when = f'in iteration {runner.iter + 1} (epoch {runner.epoch + 1})'
-        images = ''.join(f'\n  {image}' for image in images_of(data_batch['data_samples']))
+        images = ''.join(f'\n  {image}' for image in images_of(data_batch.get('data_samples')))
         look = f' The batch:{images}\nLook at these images and their annotations.'
     message = (
         f'training diverged {when}: {fault}.{look} Checkpoints from before are whole, in {runner.work_dir}. '

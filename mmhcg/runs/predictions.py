@@ -62,6 +62,12 @@ class CheckedPredictions(Hook):
     ) -> None:
         self._check(runner, runner.test_loop, batch_idx, outputs or ())
 
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        self._stop_watching()
+
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        self._stop_watching()
+
     def _watch(self, model: Module) -> None:
         """Note NaN in what the heads put out from now on. Infinity may be meant there: it masks logits."""
         for name, module in model.named_modules():
@@ -73,6 +79,10 @@ class CheckedPredictions(Hook):
                         )
                     )
                 )
+
+    def _stop_watching(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
 
     def _check(self, runner: Runner, loop: BaseLoop, batch_idx: int, samples: Sequence) -> None:
         nan, self._nan = self._nan, []
@@ -87,9 +97,6 @@ class CheckedPredictions(Hook):
                 _check_numbers(image)
                 self._seen.add(image.get('img_id'))
         if batch_idx + 1 == len(loop.dataloader):
-            for handle in self._handles:
-                handle.remove()
-            self._handles.clear()
             seen, self._seen = set().union(*all_gather_object(self._seen)), set()
             _check_complete(runner, loop, seen)
 
