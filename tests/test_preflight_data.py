@@ -150,6 +150,10 @@ def test_masks_matter_only_where_they_are_read(cfg, data):
     cfg.val_evaluator.metric = ['bbox', 'segm']
     with pytest.raises(UserError, match=r'val_evaluator[^\n]*1 x no segmentation'):
         check_data(cfg, ('train', 'val'))
+    cfg.val_evaluator.metric = 'bbox'  # what one reader of a file needs counts, whoever else reads it
+    cfg.val_dataloader.dataset.pipeline[2].with_mask = True
+    with pytest.raises(UserError, match=r'val_dataloader and val_evaluator[^\n]*1 x no segmentation'):
+        check_data(cfg, ('train', 'val'))
 
 
 def test_what_only_scoring_needs_is_not_asked_of_training(cfg, data):

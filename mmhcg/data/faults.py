@@ -71,7 +71,7 @@ KINDS: dict[str, tuple[Use, str]] = {
     'missing image': (Use.ALL, 'crash when the image is reached'),
     'empty image': (Use.ALL, 'crash when the image is reached'),
     'no image': (Use.ALL, 'crash when the image is reached'),
-    'damaged image': (Use.ALL, 'read without a word, what is missing as grey'),
+    'damaged image': (Use.ALL, 'crash, or what is missing is read as grey'),
     'image of another size': (Use.ALL, 'boxes and masks lie elsewhere'),
     'too large to check': (HARMLESS, 'not decoded here'),
 }

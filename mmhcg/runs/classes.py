@@ -38,7 +38,7 @@ def check_names(where: str, classes: Sequence[str], names: Sequence[str]) -> Non
     objects in them are skipped.
     """
     absent = [name for name in classes if name not in names]
-    if not absent and [name for name in names if name in classes] == list(classes):
+    if [name for name in names if name in classes] == list(classes):
         return
     fault = f'lacks {len(absent)} of them, e.g. {absent[0]!r}' if absent else 'has them in another order'
     raise UserError(
