@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickletools
 import re
@@ -16,12 +17,15 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
 from test_survival import newest_log, steps, train
 from tiny_run import CONFIGS, REPO, load_tool, write_config, write_data
 from tiny_training import tiny_runner
+from torch.utils.data import DataLoader
 
 from mmhcg.runs import UserError
 from mmhcg.runs.lock import sole_run
+from mmhcg.runs.resumable import ResumableLoader
 from mmhcg.runs.resuming import newest_checkpoint
 from mmhcg.runs.run_state import set_random_state
 from mmhcg.stack.checkpoints import load_checkpoint_file
@@ -141,6 +145,27 @@ def test_the_seed_is_that_of_the_resumed_run(folder, tmp_path):
         load_checkpoint_file(place / 'epoch_3.pth')['state_dict'] for place in (tmp_path, folder / 'work')
     )
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_loader_passes_over_what_was_seen(workers):
+    """In samplers that end and in those that never do; the next pass is a whole one."""
+    options = dict(batch_size=2, num_workers=workers, persistent_workers=workers > 0)
+    endless = ResumableLoader.of(DataLoader(range(8), sampler=InfiniteSampler(range(8), seed=1), **options))
+    whole = list(
+        itertools.islice(DataLoader(range(8), sampler=InfiniteSampler(range(8), seed=1), batch_size=2), 9)
+    )
+    batches = iter(endless)  # as MMEngine does when it builds a loop
+    endless.seen = 6
+    assert [next(batches) for _ in range(6)] == [None] * 6
+    assert [next(batches).tolist() for _ in range(3)] == [batch.tolist() for batch in whole[6:]]
+    loader = ResumableLoader.of(DataLoader(range(8), **options))
+    loader.seen = 3
+    assert [batch if batch is None else batch.tolist() for batch in loader] == [None] * 3 + [[6, 7]]
+    assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    loader.seen = 5  # more than a pass, as in loops over iterations
+    assert list(loader) == [None] * 4
+    assert [batch if batch is None else batch.tolist() for batch in loader] == [None, [2, 3], [4, 5], [6, 7]]
 
 
 # Two runs, one work dir

@@ -43,19 +43,21 @@ class ResumableLoader(DataLoader):
             self.seen -= 1
             yield None
         self._passes.begun = batches
-        yield from super().__iter__()
+        iterator = super().__iter__()
+        self._passes.begun = None
+        yield from iterator
 
 
 class _Passes:
-    """A sampler of batches whose next pass may have begun already."""
+    """A sampler of batches, of which a pass may have begun already."""
 
     def __init__(self, sampler: Sequence) -> None:
         self.sampler = sampler
         self.begun: Iterator | None = None
 
     def __iter__(self) -> Iterator:
-        begun, self.begun = self.begun, None
-        return iter(self.sampler) if begun is None else begun
+        # With workers, PyTorch asks twice for each pass.
+        return iter(self.sampler) if self.begun is None else self.begun
 
     def __len__(self) -> int:
         return len(self.sampler)
