@@ -187,3 +187,12 @@ def test_every_file_that_readme_names_exists():
     assert [name for name in names if not Path(REPO, name).exists()] == []
     configs = set(re.findall(r'`(\w+_\w+_\w+\.py)`', README))
     assert {path.name for path in CONFIGS.glob('*.py')} == configs
+
+
+def test_every_test_that_the_page_of_promises_names_exists():
+    text = (REPO / 'docs' / 'reliability.md').read_text(encoding='utf-8')
+    files = {path.stem: path.read_text(encoding='utf-8') for path in (REPO / 'tests').glob('test_*.py')}
+    tests = {name for code in files.values() for name in re.findall(r'def (test_\w+)', code)}
+    named = set(re.findall(r'\btest_\w+', text)) - files.keys() - {'test_mode'}
+    assert len(named) > 50
+    assert named <= tests, named - tests
