@@ -10,8 +10,8 @@ from mmhcg.data.cifar import make_cifar
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description="Write CIFAR-10's own binary layout (--data-root of configs/pretrain/*_cifar10.py) from an "
-        '.npz file that holds it as JPEG files.'
+        description="Write CIFAR-10's own binary layout, that of configs/pretrain/*_cifar10.py, from an .npz "
+        'file that holds it as JPEG files.'
     )
     parser.add_argument('npz', help='file with train_jpeg, train_offsets, train_labels and test_*')
     parser.add_argument('out', help='folder in which cifar-10-batches-bin/ is made')

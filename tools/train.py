@@ -1,4 +1,4 @@
-"""Train a detector: python tools/train.py configs/mask_rcnn_hcgnet_b_fpn_1x_coco.py --data-root DIR"""
+"""Train a detector or a classifier: python tools/train.py CONFIG --data-root DIR"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mmhcg.runs import cli, train
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description='Train a detector.')
+    parser = argparse.ArgumentParser(description='Train a detector, or a classifier of configs/pretrain.')
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--resume',

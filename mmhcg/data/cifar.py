@@ -35,19 +35,21 @@ def cifar_files(data_root: str | Path, classes: int, split: str) -> list[Path]:
         ValueError: There is no such split, or a file is empty or not made of whole records.
     """
     if (classes, split) not in FILES:
-        raise ValueError(f"CIFAR has 10 or 100 classes and the splits 'train', 'test'; not {classes}, {split!r}")
+        raise ValueError(
+            f"CIFAR has 10 or 100 classes and the splits 'train', 'test'; not {classes}, {split!r}"
+        )
     files = [Path(data_root, FOLDERS[classes], name) for name in FILES[classes, split]]
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(
-                f"no {file.absolute()}: CIFAR-{classes}'s binary version has {', '.join(FILES[classes, split])} "
-                f'in a folder {FOLDERS[classes]}'
+                f"no {file.absolute()}: CIFAR-{classes}'s binary version is a folder {FOLDERS[classes]} with "
+                f'{", ".join(FILES[classes, split])}'
             )
         size, record = file.stat().st_size, _record(classes)
         if not size or size % record:
             raise ValueError(
-                f'{file.absolute()} has {size} bytes, no whole number of records of {record}: it is cut short, '
-                f'or not of the binary version of CIFAR-{classes}'
+                f'{file.absolute()} has {size} bytes, no whole number of records of {record}: it is cut '
+                f'short, or not of the binary version of CIFAR-{classes}'
             )
     return files
 

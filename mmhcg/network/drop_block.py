@@ -10,8 +10,8 @@ from torch.nn import functional as F
 class DropBlock(nn.Module):
     """Set squares of (N, C, H, W) to zero while training, in each map on its own, and scale up what is left.
 
-    Ghiasi et al., NeurIPS 2018, algorithm 1. torchvision's `DropBlock2d` and MMDetection's do the same for odd
-    sizes and refuse even ones; the paper's size is 2. No parameter, no buffer, no name in a state dict.
+    Ghiasi et al., NeurIPS 2018, algorithm 1. torchvision's `DropBlock2d` and MMDetection's do the same for
+    odd sizes and refuse even ones; HCGNet's is 2. No parameter, no buffer, no name in a state dict.
 
     Args:
         block_size: Side of a square.

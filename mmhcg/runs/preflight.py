@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_from_file
 from mmengine.utils import is_abs
 
-from mmhcg.runs.config import detector_of
+from mmhcg.runs.classification import check_classification_data
+from mmhcg.runs.config import detector_of, is_classifier
 from mmhcg.runs.datasets import LAYOUT, leaf_datasets, metrics
 from mmhcg.runs.errors import UserError
 
@@ -22,10 +24,8 @@ def check_backbone(cfg: Config) -> type:
     """The class of the config's backbone.
 
     Raises:
-        UserError: the config has no model or no backbone, or MMDetection knows no backbone of that name.
+        UserError: the config has no model or no backbone, or its framework knows no backbone of that name.
     """
-    from mmdet.registry import MODELS
-
     name = cfg.filename or 'the config'
     backbone = detector_of(cfg).get('backbone')
     if not isinstance(backbone, dict) or 'type' not in backbone:
@@ -34,7 +34,8 @@ def check_backbone(cfg: Config) -> type:
         )
     if isinstance(backbone.type, type):
         return backbone.type
-    found = MODELS.get(backbone.type)
+    framework = 'mmpretrain' if is_classifier(cfg) else 'mmdet'
+    found = import_module(f'{framework}.registry').MODELS.get(backbone.type)
     if found is None:
         raise UserError(f'{name}: model.backbone.type={backbone.type!r} is not registered')
     return found
@@ -68,13 +69,16 @@ def check_checkpoint(path: str, resume: bool = False) -> dict[str, Any]:
 
 
 def check_data(cfg: Config, modes: Sequence[str]) -> None:
-    """Annotation files, class names and images of these dataloaders, the first of which must be there.
+    """Files, class names and images of these dataloaders, the first of which must be there.
 
     Raises:
         UserError: a file is missing or unreadable, or classes of the config are not those of the file.
     """
     if not cfg.get(f'{modes[0]}_dataloader'):
         raise UserError(f'{cfg.filename or "the config"} has no `{modes[0]}_dataloader`')
+    if is_classifier(cfg):
+        check_classification_data(cfg, modes)
+        return
     datasets = [(f'{mode}_dataloader', dataset) for mode in modes for dataset in leaf_datasets(cfg, mode)]
     wanted = [(where, _below_root(dataset, dataset.get('ann_file'))) for where, dataset in datasets]
     wanted += [

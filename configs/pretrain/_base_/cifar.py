@@ -12,7 +12,10 @@ model = dict(
     backbone=dict(type='mmhcg.HCGNet', arch='a1', out_indices=(2,), drop_block=dict(block_size=2)),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
-        type='LinearClsHead', num_classes=10, in_channels=414, loss=dict(type='CrossEntropyLoss', use_soft=True)
+        type='LinearClsHead',
+        num_classes=10,
+        in_channels=414,
+        loss=dict(type='CrossEntropyLoss', use_soft=True),
     ),
     train_cfg=dict(augments=dict(type='Mixup', alpha=1.0)),
 )
@@ -24,13 +27,19 @@ train_pipeline = [
 ]
 loader = dict(batch_size=128, num_workers=2, persistent_workers=True)
 train_dataloader = dict(
-    dataset=dict(type='CIFARBinary', data_root='data/cifar', split='train', classes=10, pipeline=train_pipeline),
+    dataset=dict(
+        type='CIFARBinary', data_root='data/cifar', split='train', classes=10, pipeline=train_pipeline
+    ),
     sampler=dict(type='DefaultSampler', shuffle=True),
     **loader,
 )
 val_dataloader = dict(
     dataset=dict(
-        type='CIFARBinary', data_root='data/cifar', split='test', classes=10, pipeline=[dict(type='PackInputs')]
+        type='CIFARBinary',
+        data_root='data/cifar',
+        split='test',
+        classes=10,
+        pipeline=[dict(type='PackInputs')],
     ),
     sampler=dict(type='DefaultSampler', shuffle=False),
     **loader,

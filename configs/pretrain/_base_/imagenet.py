@@ -18,8 +18,8 @@ model = dict(
         in_channels=1244,
         loss=dict(
             type='LabelSmoothLoss',
-            # 0.1 spread over the other 999 classes. This loss spreads e over all K, the true one included: the
-            # others get e / K = 0.1 / (K - 1), the true one 1 - e + e / K = 0.9.
+            # 0.1 spread over the other 999 classes. This loss spreads e over all K, the true one included:
+            # the others get e / K = 0.1 / (K - 1), the true one 1 - e + e / K = 0.9.
             label_smooth_val=0.1 * classes / (classes - 1),
             num_classes=classes,
             mode='original',
