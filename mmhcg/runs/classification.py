@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from mmhcg.data.cifar import CIFARBinary, cifar_files, read_cifar
+from mmhcg.data.cifar import cifar_files, read_cifar
 from mmhcg.runs.datasets import leaf_datasets
 from mmhcg.runs.errors import UserError
 
@@ -21,15 +21,13 @@ def check_classification_data(cfg: Config, modes: Sequence[str]) -> None:
     Raises:
         UserError: a file or folder is missing or not what it should be, or its classes are not the head's.
     """
-    checks: dict[object, Callable] = {
-        'ImageNet': _check_imagenet,
-        CIFARBinary.__name__: _check_cifar,
-        CIFARBinary: _check_cifar,
-    }
+    checks = {'ImageNet': _check_imagenet, 'CIFARBinary': _check_cifar}
     for mode in modes:
         for dataset in leaf_datasets(cfg, mode):
-            check = checks.get(dataset.type)
-            if check:
+            name = getattr(
+                dataset.type, '__name__', dataset.type
+            )  # a class, or its name with or without scope
+            if check := checks.get(name.rpartition('.')[2]):
                 check(f'{mode}_dataloader', dataset, cfg.model.head.num_classes)
 
 
