@@ -45,6 +45,7 @@ setup(
             'torchvision>=0.16',  # mmcv's operators, see mmhcg/stack
             'setuptools<81',  # mmengine resolves `mmdet::` by pkg_resources, which 82 dropped
         ],
+        'pretrain': ['mmpretrain==1.2.0'],  # the classifiers of configs/pretrain, beside standalone
         'export': ['onnx>=1.16', 'onnxruntime>=1.18', 'onnxscript>=0.2'],  # tools/export.py, to .onnx
         # wheel for setuptools<70
         'test': ['hypothesis>=6', 'pytest>=7', 'pytest-xdist>=3', 'ruff>=0.9', 'wheel'],

@@ -347,7 +347,16 @@ def zoo_table() -> str:
     return table(('', ''), [[title, str(count)] for title, count in counts.items()])
 
 
+def cifar_table() -> str:
+    """Errors on CIFAR-10, the paper's and those measured along a training."""
+    titles = {'source': 'source', 'config': 'config', 'data': 'data', 'epoch': 'after epoch'}
+    titles |= {'epochs': 'of', 'top1_error': 'top-1 error, %', 'machine': 'machine', 'software': 'software'}
+    rows = read(RESULTS / 'cifar10.csv')
+    return table(list(titles.values()), [[row[title] for title in titles] for row in rows])
+
+
 TABLES = {
+    'cifar': cifar_table,
     'swaps': swaps_table,
     'zoo': zoo_table,
     'results': readme_table,

@@ -23,7 +23,7 @@ def list_archs() -> list[str]:
 
 
 def get_config(name: str):
-    """A shipped config by its name, e.g. 'mask_rcnn_hcgnet_b_fpn_1x_coco', as MMEngine's Config.
+    """MMEngine's Config of a name: 'mask_rcnn_hcgnet_b_fpn_1x_coco' or 'pretrain/hcgnet_b_in1k', say.
 
     Raises FileNotFoundError, which lists what there is.
     """

@@ -24,8 +24,8 @@ class HCGNet(Trunk, BaseModule):
     """The trunk of HCGNet (Yang et al., AAAI 2020) with the conventions of MMDetection's ResNet.
 
     Args:
-        arch: 'b' (stage channels 160, 368, 952, 1244), 'c' (352, 848, 1720, 2428), or a dict with `blocks`
-            and `growth_rates`.
+        arch: 'b' (stage channels 160, 368, 952, 1244), 'c' (352, 848, 1720, 2428), 'a1', 'a2', 'a3' (CIFAR,
+            three stages), or a dict with `blocks` and `growth_rates`.
         in_channels: Channels of the image.
         out_indices: Stages to return, ascending from 0. Stages after the last of them are not built.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages with the norm that
@@ -34,6 +34,7 @@ class HCGNet(Trunk, BaseModule):
             the layer's channels, and one group inside the gates, where each channel has a single number.
         norm_eval: Keep every BatchNorm on its running statistics while training.
         with_cp: Recompute each SMG module in the backward pass: less memory, more time.
+        drop_block: DropBlock after each transition while training, e.g. dict(block_size=2, probability=0.1).
         init_cfg: As in MMEngine, but pretrained weights must cover the whole network. None keeps the
             network's own initialisation.
 
@@ -51,6 +52,7 @@ class HCGNet(Trunk, BaseModule):
         norm_cfg: Mapping = dict(type='BN', requires_grad=True),
         norm_eval: bool = False,
         with_cp: bool = False,
+        drop_block: Mapping | None = None,
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(
@@ -60,6 +62,7 @@ class HCGNet(Trunk, BaseModule):
             norm=partial(_build_norm, norm_cfg),
             gate_norm=partial(_build_gate_norm, norm_cfg),
             with_cp=with_cp,
+            drop_block=drop_block,
         )
         if not -1 <= frozen_stages <= len(self.stages):
             raise ValueError(f'frozen_stages must be in -1..{len(self.stages)}, not {frozen_stages}')

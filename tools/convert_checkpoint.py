@@ -9,13 +9,16 @@ from dataclasses import replace
 from mmhcg.weights import KINDS, check_new, convert_checkpoint, restore_checkpoint, save_weights
 
 
-def convert(src: str, dst: str, kind: str, reverse: bool) -> None:
+def convert(src: str, dst: str, kind: str, reverse: bool, with_classifier: bool) -> None:
     """Convert `src` to the new file `dst`, and say what was found."""
     from mmhcg.runs import UserError
 
     try:
         check_new(dst)  # before the work
-        state, report = (restore_checkpoint if reverse else convert_checkpoint)(src, kind)
+        if reverse:
+            state, report = restore_checkpoint(src, kind)
+        else:
+            state, report = convert_checkpoint(src, kind, with_classifier)
         report = replace(report, sha256=save_weights(state, dst))
     except OSError as error:
         raise UserError(str(error)) from error
@@ -34,8 +37,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--kind', choices=KINDS, default='auto', help='of the file (default: what its names say)'
     )
-    parser.add_argument(
+    direction = parser.add_mutually_exclusive_group()
+    direction.add_argument(
         '--reverse', action='store_true', help="go back: converted or trained weights to the authors' names"
+    )
+    direction.add_argument(
+        '--with-classifier',
+        action='store_true',
+        help='keep the classifier of an ImageNet file, to score it: tools/test.py with a config of '
+        'configs/pretrain',
     )
     try:
         from mmhcg.runs import cli

@@ -1,4 +1,4 @@
-"""Score a detector: python tools/test.py CONFIG CHECKPOINT --data-root DIR"""
+"""Score a detector or a classifier: python tools/test.py CONFIG CHECKPOINT --data-root DIR"""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from mmhcg.runs import cli, test
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description='Score a detector with the twelve COCO numbers.')
+    parser = argparse.ArgumentParser(
+        description='Score a detector with the twelve COCO numbers, or a classifier by its top-1 and top-5.'
+    )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', metavar='RESULTS.pkl', help='write the predictions to this file')

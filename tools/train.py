@@ -1,4 +1,4 @@
-"""Train a detector: python tools/train.py configs/mask_rcnn_hcgnet_b_fpn_1x_coco.py --data-root DIR"""
+"""Train a detector or a classifier: python tools/train.py CONFIG --data-root DIR"""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from mmhcg.runs import cli, train
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description='Train a detector.',
-        epilog='Exit codes: 2 for what cannot work as given, and 75 after SIGTERM or SIGUSR1: '
-        'the run has saved a checkpoint, and --resume goes on.',
+        description='Train a detector, or a classifier of configs/pretrain.',
+        epilog='Exit codes: 2 for what cannot work as given, 3 where numbers become NaN or infinite, and '
+        '75 after SIGTERM or SIGUSR1: the run has saved a checkpoint, and --resume goes on.',
     )
     parser.add_argument('config', help='config file')
     parser.add_argument(

@@ -9,24 +9,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmhcg.network.drop_block import DropBlock
 from mmhcg.network.layers import ConvNormAct, MaxPoolAct, Norm, recompute
 from mmhcg.network.smg import dense_module, transition
 from mmhcg.network.variants import Variant, get_variant
 
 
 class Stage(nn.Module):
-    """Transition (not in the first stage), hybrid block, norm and ReLU.
+    """Transition (not in the first stage) with DropBlock after it, hybrid block, norm and ReLU.
 
     The activated map is both the stage's output and what the next transition reads.
     (N, Cin, H, W) -> (N, C, ceil(H / stride), ceil(W / stride)), stride 1 in the first stage and 2 after it.
-    Options are those of `SMG`.
+    `drop_block` holds DropBlock's options, None for none. Other options are those of `SMG`.
     """
 
     def __init__(
-        self, in_channels: int, blocks: int, growth_rate: int, *, first: bool, norm: Norm, **options: Any
+        self,
+        in_channels: int,
+        blocks: int,
+        growth_rate: int,
+        *,
+        first: bool,
+        norm: Norm,
+        drop_block: Mapping | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.transition = None if first else transition(in_channels, norm=norm, **options)
+        self.drop_block = None if first or drop_block is None else DropBlock(**drop_block)
         channels = in_channels if first else in_channels // 2
         self.block = nn.ModuleList(
             dense_module(channels + i * growth_rate, growth_rate, norm=norm, **options) for i in range(blocks)
@@ -35,6 +45,8 @@ class Stage(nn.Module):
 
     def forward(self, feat: Tensor) -> Tensor:
         maps = [feat if self.transition is None else self.transition(feat)]
+        if self.drop_block is not None:
+            maps = [self.drop_block(maps[0])]
         for module in self.block:
             maps.append(module(*maps))
         return recompute(self.norm, self._emit, *maps)
@@ -65,6 +77,7 @@ class Trunk(nn.Module):
         norm: Makes the norms on maps (N, C, H, W).
         gate_norm: Makes the norms inside the gates, on (N, C).
         with_cp: Recompute each SMG module in the backward pass instead of keeping its maps.
+        drop_block: DropBlock after each transition, e.g. dict(block_size=2), as the paper has it on CIFAR.
 
     Attributes:
         out_channels: Channels of each returned map.
@@ -80,6 +93,7 @@ class Trunk(nn.Module):
         norm: Norm = nn.BatchNorm2d,
         gate_norm: Norm = nn.BatchNorm1d,
         with_cp: bool = False,
+        drop_block: Mapping | None = None,
     ) -> None:
         super().__init__()
         variant = get_variant(arch)
@@ -104,6 +118,7 @@ class Trunk(nn.Module):
                 norm=norm,
                 gate_norm=gate_norm,
                 with_cp=with_cp,
+                drop_block=drop_block,
             )
             self.stages.append(stage)
             channels = variant.stage_channels[i]

@@ -19,7 +19,10 @@ from mmhcg.weights import WeightsError
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """The options that training and testing have in common."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config>)')
-    parser.add_argument('--data-root', help="folder in COCO's layout, instead of the config's data")
+    parser.add_argument(
+        '--data-root',
+        help="folder in COCO's layout (a classifier's: ImageNet's or CIFAR's), instead of the config's data",
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',

@@ -24,7 +24,8 @@ def load_config(
     """The config in a file or by its name (`mmhcg::NAME.py`), or a copy of the one given, with `cfg_options`.
 
     Raises:
-        UserError: MMDetection is not installed, the file is missing or fails, or the options do not fit.
+        UserError: MMDetection, or mmpretrain for a classifier, is not installed; the file is missing or
+            fails; or the options do not fit.
     """
     try:
         import mmdet  # noqa: F401
@@ -48,7 +49,20 @@ def load_config(
         cfg.merge_from_dict(cfg_options or {})
     except (KeyError, TypeError, AssertionError) as error:
         raise UserError(f'--cfg-options do not fit the config: {error}') from error
+    if is_classifier(cfg):
+        try:
+            import mmpretrain  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                f'{cfg.filename or "the config"} trains a classifier, and mmpretrain cannot be imported '
+                f"({error}): pip install -e '.[standalone,pretrain]'"
+            ) from error
     return cfg
+
+
+def is_classifier(cfg: Config) -> bool:
+    """Whether the config is one of mmpretrain's, as those of `configs/pretrain` are."""
+    return cfg.get('default_scope') == 'mmpretrain'
 
 
 def _refuse_odd_name(name: str) -> None:

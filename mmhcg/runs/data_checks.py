@@ -13,7 +13,8 @@ from mmhcg.data.annotations import AnnotationFile
 from mmhcg.data.faults import ANY_MASKS, OBJECTS, Fault, Tally, Use
 from mmhcg.data.images import missing_images
 from mmhcg.runs.classes import check_heads, check_names, classes_of
-from mmhcg.runs.config import dicts_of
+from mmhcg.runs.classification import check_classification_data
+from mmhcg.runs.config import dicts_of, is_classifier
 from mmhcg.runs.datasets import LAYOUT, leaf_datasets, metrics
 from mmhcg.runs.errors import UserError
 
@@ -43,6 +44,9 @@ def check_data(cfg: Config, modes: Sequence[str]) -> list[str]:
     """
     if not cfg.get(f'{modes[0]}_dataloader'):
         raise UserError(f'{cfg.filename or "the config"} has no `{modes[0]}_dataloader`')
+    if is_classifier(cfg):
+        check_classification_data(cfg, modes)
+        return []
     wanted = [
         (f'{mode}_dataloader', _below_root(dataset, dataset.get('ann_file')))
         for mode in modes

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from mmengine.config import Config, ConfigDict
 
+from mmhcg.runs.config import is_classifier
+
 LAYOUT = 'annotations/instances_{train,val}2017.json, train2017/, val2017/'
 SPLITS = {'train': 'train2017', 'val': 'val2017', 'test': 'val2017'}  # COCO publishes no test annotations
 
@@ -36,12 +38,18 @@ def metrics(cfg: Config, mode: str) -> list[ConfigDict]:
 
 
 def move_data(cfg: Config, data_root: str) -> None:
-    """Point the train, val and test data of `cfg`, evaluators included, at a folder in COCO's layout.
+    """Point the train, val and test data of `cfg`, evaluators included, at another folder.
+
+    A detector's is in COCO's layout. A classifier's datasets have one name, `data_root`, for where they lie.
 
     Files that the config names relative to its own `data_root` keep their names below the new one, so that a
     config with several annotation files keeps them apart. Files named in any other way take COCO's names.
     """
     data_root = os.path.abspath(os.path.expanduser(data_root))
+    if is_classifier(cfg):
+        for dataset in (dataset for mode in SPLITS for dataset in leaf_datasets(cfg, mode)):
+            dataset.data_root = data_root
+        return
     for mode, split in SPLITS.items():
         annotation, old_roots = f'annotations/instances_{split}.json', {cfg.get('data_root')}
         for number, dataset in enumerate(leaf_datasets(cfg, mode)):

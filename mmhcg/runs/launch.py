@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 
 import mmhcg  # noqa: F401  registers HCGNet and prepares the stack, before anything imports mmdet
 from mmhcg.runs import preflight, pretrained
-from mmhcg.runs.config import load_config
+from mmhcg.runs.config import is_classifier, load_config
 from mmhcg.runs.datasets import metrics, move_data
 from mmhcg.runs.errors import UserError
 from mmhcg.runs.loading import check_loading
@@ -41,12 +41,12 @@ def train(
     cfg_options: dict[str, Any] | None = None,
     launcher: str = 'none',
 ) -> Runner:
-    """Train the config's detector; returns the Runner that did.
+    """Train the config's detector or classifier; returns the Runner that did.
 
     Args:
         config: A config file, or a Config, which is left as it is.
         work_dir: For logs and checkpoints; default: the config's, else `work_dirs/<name of the config file>`.
-        data_root: A folder in COCO's layout that replaces the config's data.
+        data_root: A folder that replaces the config's data: in COCO's layout, or in ImageNet's or CIFAR's.
         resume: True goes on from the newest checkpoint in the work dir, a file name from that file.
         amp: Mixed precision with dynamic loss scaling.
         seed: For Python, NumPy and PyTorch.
@@ -90,14 +90,17 @@ def test(
     cfg_options: dict[str, Any] | None = None,
     launcher: str = 'none',
 ) -> dict[str, float]:
-    """Score a checkpoint with the twelve COCO numbers for each of box and mask; returns them by name.
+    """Score a checkpoint; returns the numbers by name.
+
+    A detector by the twelve COCO numbers for each of box and mask, a classifier by its top-1 and top-5.
 
     Args:
         config: A config file, or a Config, which is left as it is.
-        checkpoint: The detector's weights.
-        data_root: A folder in COCO's layout that replaces the config's data.
+        checkpoint: The model's weights.
+        data_root: A folder that replaces the config's data: in COCO's layout, or in ImageNet's or CIFAR's.
         out: Write the predictions to this .pkl file.
-        show_dir: Draw every image into this folder, ground truth on the left, detections on the right.
+        show_dir: Draw every image into this folder, ground truth on the left, detections on the right. Of
+            detectors alone.
         work_dir: For the log; default: the config's, else `work_dirs/<name of the config file>`.
         cfg_options: Replaces config entries.
         launcher: 'none', or what started several processes: 'pytorch', 'slurm', 'mpi'.
@@ -108,6 +111,8 @@ def test(
     cfg = _load(config, cfg_options, work_dir, data_root, launcher)
     if out is not None and not str(out).endswith(('.pkl', '.pickle')):
         raise UserError(f'--out must end in .pkl or .pickle, not {out}')
+    if show_dir is not None and is_classifier(cfg):
+        raise UserError('--show-dir draws detections, and a classifier has none: leave it out')
     preflight.check_backbone(cfg)
     checkpoint = str(checkpoint)
     content = preflight.check_checkpoint(checkpoint)
@@ -126,8 +131,10 @@ def test(
         check_fit(os.path.abspath(checkpoint), content, runner.model)
     if out is not None:
         from mmdet.evaluation import DumpDetResults
+        from mmengine.evaluator import DumpResults
 
-        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=str(out)))
+        dump = DumpResults if is_classifier(cfg) else DumpDetResults
+        runner.test_evaluator.metrics.append(dump(out_file_path=str(out)))
     return runner.test()
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import Any
 
 import torch
 from mmengine.config import Config
 
-from mmhcg.runs.config import detector_of
+from mmhcg.runs.config import detector_of, is_classifier
 from mmhcg.runs.data_checks import check_data
 from mmhcg.runs.errors import UserError
 from mmhcg.weights.entries import form_fault, tensors_of, value_fault
@@ -22,10 +23,8 @@ def check_backbone(cfg: Config) -> type:
     """The class of the config's backbone.
 
     Raises:
-        UserError: the config has no model or no backbone, or MMDetection knows no backbone of that name.
+        UserError: the config has no model or no backbone, or its framework knows no backbone of that name.
     """
-    from mmdet.registry import MODELS
-
     name = cfg.filename or 'the config'
     backbone = detector_of(cfg).get('backbone')
     if not isinstance(backbone, dict) or 'type' not in backbone:
@@ -34,7 +33,8 @@ def check_backbone(cfg: Config) -> type:
         )
     if isinstance(backbone.type, type):
         return backbone.type
-    found = MODELS.get(backbone.type)
+    framework = 'mmpretrain' if is_classifier(cfg) else 'mmdet'
+    found = import_module(f'{framework}.registry').MODELS.get(backbone.type)
     if found is None:
         raise UserError(f'{name}: model.backbone.type={backbone.type!r} is not registered')
     return found

@@ -44,7 +44,8 @@ def _config(path: str) -> Path:
         )
     config = configs / path.partition('::')[2]
     if not config.is_file():
-        known = ', '.join(sorted(config.name for config in configs.glob('*.py')))
+        files = (file.relative_to(configs) for file in configs.rglob('*.py'))
+        known = ', '.join(sorted(file.as_posix() for file in files if '_base_' not in file.parts))
         raise FileNotFoundError(f'{path}: mmhcg has no such config. It has {known}')
     return config
 

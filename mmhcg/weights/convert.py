@@ -17,7 +17,7 @@ from mmhcg.weights.names import COUNTER, table, to_ours, to_theirs
 
 KINDS = ('auto', 'classification', 'detection')
 ARCHS = ('b', 'c')  # those with published files
-CLASSIFIER = ('classifier.weight', 'classifier.bias')
+CLASSIFIER = {'classifier.weight': 'head.fc.weight', 'classifier.bias': 'head.fc.bias'}  # mmpretrain's names
 COCO_CLASSES = 80
 MOST_CLASSES = 100_000  # ImageNet has 21,843 in all; far more are no classes but a claim on memory
 SHOWN = 3  # names or faults of a kind that a message lists
@@ -78,7 +78,9 @@ class Report:
         )
 
 
-def convert_checkpoint(src: str | Path, kind: str = 'auto') -> tuple[dict[str, Tensor], Report]:
+def convert_checkpoint(
+    src: str | Path, kind: str = 'auto', with_classifier: bool = False
+) -> tuple[dict[str, Tensor], Report]:
     """Read an authors' file as a state dict of ours.
 
     Classification files become that of `mmhcg.network.Trunk` and of the backbone `HCGNet`, the detection file
@@ -90,6 +92,8 @@ def convert_checkpoint(src: str | Path, kind: str = 'auto') -> tuple[dict[str, T
         src: In PyTorch's zip or older format; with `net`, `state_dict` or no container; with or without
             `module.` before names.
         kind: 'classification', 'detection', or 'auto' to go by the names in the file.
+        with_classifier: Make the state dict of mmpretrain's `ImageClassifier`, that of `configs/pretrain`,
+            from a classification file, instead of the backbone's.
 
     Raises:
         WeightsError: An entry is missing, unknown, of a wrong shape or type, or not finite; or the names are
@@ -113,6 +117,12 @@ def convert_checkpoint(src: str | Path, kind: str = 'auto') -> tuple[dict[str, T
     if left_over:
         _check_classifier(src, entries, get_variant(arch).stage_channels[-1])
     check_values(src, entries)
+    if with_classifier:
+        if len(left_over) < len(CLASSIFIER):
+            raise WeightsError(f'{src}: a {kind} file without a classifier, which --with-classifier wants')
+        state = {f'backbone.{name}': tensor for name, tensor in state.items()}
+        state.update({ours: entries[theirs] for theirs, ours in CLASSIFIER.items()})
+        return state, Report(kind, arch, len(entries), len(state), ())
     return state, Report(kind, arch, len(taken), len(state), left_over)
 
 
@@ -183,10 +193,10 @@ def _check_layout(src: str | Path, entries: Mapping[str, Tensor], wanted: str, k
 
 
 def _check_classifier(src: str | Path, entries: Mapping[str, Tensor], channels: int) -> None:
-    """It is left over, but one that does not belong to the trunk casts doubt on the whole file."""
-    weight, bias = (entries.get(name) for name in CLASSIFIER)
+    """It may be left over, but one that does not belong to the trunk casts doubt on the whole file."""
+    weight, bias = map(entries.get, CLASSIFIER)
     fits = weight is not None and bias is not None and weight.is_floating_point() and bias.is_floating_point()
-    if not fits or weight.shape != (_rows(src, entries, CLASSIFIER[1], 0), channels):
+    if not fits or weight.shape != (_rows(src, entries, 'classifier.bias', 0), channels):
         found = {
             name: (*entries[name].shape, str(entries[name].dtype)) for name in CLASSIFIER if name in entries
         }

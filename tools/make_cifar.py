@@ -1,0 +1,28 @@
+"""CIFAR-10 from JPEG files in an .npz into its own layout: python tools/make_cifar.py cifar10_jpeg.npz OUT"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from mmhcg.data.cifar import make_cifar
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description="Write CIFAR-10's own binary layout, that of configs/pretrain/*_cifar10.py, from an .npz "
+        'file that holds it as JPEG files.'
+    )
+    parser.add_argument('npz', help='file with train_jpeg, train_offsets, train_labels and test_*')
+    parser.add_argument('out', help='folder in which cifar-10-batches-bin/ is made')
+    args = parser.parse_args(argv)
+    try:
+        folder = make_cifar(args.npz, args.out)
+    except (OSError, ValueError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+    print(f'{folder}: made')
+
+
+if __name__ == '__main__':
+    main()
