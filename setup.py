@@ -46,6 +46,7 @@ setup(
             'setuptools<81',  # mmengine resolves `mmdet::` by pkg_resources, which 82 dropped
         ],
         'export': ['onnx>=1.16', 'onnxruntime>=1.18', 'onnxscript>=0.2'],  # tools/export.py, to .onnx
+        'attack': ['foolbox>=3.3.4'],  # tools/robustness.py
         'test': ['pytest>=7', 'pytest-xdist>=3', 'ruff>=0.9', 'wheel'],  # wheel for setuptools<70
     },
 )

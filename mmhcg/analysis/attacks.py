@@ -1,4 +1,4 @@
-"""Adversarial attacks while MMEngine tests: pixels move to where the loss grows, the model sees the result."""
+"""Attacks while MMEngine tests: pixels move to where the loss grows, and the model sees the result."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,6 @@ def prepare(
 
 
 def _import(module: str, library: str, extra: str) -> None:
-    from importlib import import_module
-
     try:
         import_module(module)
     except ImportError as error:
@@ -142,15 +141,14 @@ def _check_metric(cfg: Config, is_classifier: bool) -> None:
     """Raises UserError where the test gives neither of the two scores."""
     for metric in metrics(cfg, 'test'):
         name = str(metric.get('type')).split('.')[-1]
+        boxes = name in ('CocoMetric', 'CocoTwelve') and 'bbox' in _as_list(metric.get('metric', 'bbox'))
         if is_classifier and name == 'Accuracy' and 1 in _as_list(metric.get('topk', 1)):
             return
-        kinds = _as_list(metric.get('metric', 'bbox'))
-        if not is_classifier and name in ('CocoMetric', 'CocoTwelve') and 'bbox' in kinds:
-            if metric.get('ann_file'):
-                return
+        if not is_classifier and boxes and metric.get('ann_file'):
+            return
     wanted = 'Accuracy with topk=1' if is_classifier else "CocoMetric with metric='bbox' and an ann_file"
     raise UserError(
-        f'{cfg.filename or "the config"}: test_evaluator has no {wanted}, which is what is measured'
+        f'{cfg.filename or "the config"}: test_evaluator has no {wanted}, the score to be measured'
     )
 
 
@@ -178,9 +176,7 @@ def _with_ground_truth(cfg: Config, pipeline: Sequence[ConfigDict]) -> list[Conf
 def _limit(cfg: Config, limit: int) -> None:
     leaves = list(leaf_datasets(cfg, 'test'))
     if limit < 1 or len(leaves) != 1:
-        raise UserError(
-            f'--limit {limit}: it must be positive, and the test have one dataset, not {len(leaves)}'
-        )
+        raise UserError(f"--limit {limit}: it must be positive, the test's datasets one, not {len(leaves)}")
     leaves[0].pop('indices', None)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     total = len(DATASETS.build(leaves[0]))
@@ -195,17 +191,9 @@ def _score(found: Mapping[str, Any], name: str) -> float | None:
 def read_rows(path: Path) -> list[Row]:
     """Rows of a CSV file that `mmhcg.analysis.benchmark.write_csv` wrote."""
     with path.open(newline='', encoding='utf-8') as file:
-        return [
-            Row(
-                **{
-                    **row,
-                    'eps': float(row['eps']),
-                    'value': float(row['value']),
-                    'images': int(row['images']),
-                }
-            )
-            for row in csv.DictReader(file)
-        ]
+        rows = list(csv.DictReader(file))
+    numbers = dict(eps=float, value=float, images=int)
+    return [Row(**{key: numbers.get(key, str)(value) for key, value in row.items()}) for row in rows]
 
 
 def format_table(rows: Sequence[Row]) -> str:

@@ -18,7 +18,7 @@ from mmhcg.runs.preflight import check_checkpoint
 
 @MODELS.register_module()
 class TorchvisionNet(BaseModule):
-    """A network of torchvision's by its name there, as a backbone that gives logits: a tuple of one (N, K)."""
+    """A network of torchvision's as a backbone that gives logits, a tuple of one (N, K)."""
 
     def __init__(self, name: str, num_classes: int, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)
