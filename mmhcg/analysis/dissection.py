@@ -94,7 +94,7 @@ class Photos:
     def image(self, number: int) -> np.ndarray:
         """A photograph (H, W, 3), BGR."""
         record = self.coco.imgs[self.ids[number]]
-        path = self.folder / record['file_name']
+        path = self.folder / self._name(self.ids[number])
         image = cv2.imread(str(path))
         if image is None:
             raise UserError(f'cannot read the image {path}')

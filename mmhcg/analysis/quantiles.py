@@ -13,8 +13,7 @@ class StreamingQuantiles:
 
     A row's bins are equally wide. Where a number lies beyond them, pairs of bins become one, exactly, until
     the range holds it: so it is at most four times that of the numbers (twice where it grows to one side).
-    Memory: 8 bytes x C x bins,
-    whatever n.
+    Memory: 8 bytes x C x bins, however many numbers there are.
     """
 
     def __init__(self, rows: int, bins: int = 4096, device: torch.device | str = 'cpu') -> None:

@@ -219,11 +219,15 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(6, 4))
-    for label, values in curves(rows).items():
+    line = max(row.value for row in rows) / 22  # as high as a label
+    free = 0.0
+    for label, values in sorted(curves(rows).items(), key=lambda curve: curve[1][max(curve[1])]):
         strengths = sorted(values)
         style = dict(color='silver', zorder=1) if label.endswith('(paper)') else dict(marker='o')
         axis.plot(strengths, [values[e] for e in strengths], **style)
-        axis.annotate(f' {label}', (strengths[-1], values[strengths[-1]]), fontsize='small', va='center')
+        end = max(values[strengths[-1]], free)  # else labels of curves that meet would cover each other
+        axis.annotate(f'  {label}', (strengths[-1], end), fontsize='small', va='center')
+        free = end + line
     axis.set_xlabel('largest change of a pixel (0 to 1)')
     axis.set_ylabel(rows[0].metric)
     axis.set_ylim(bottom=0)
