@@ -233,12 +233,12 @@ def machine(device: torch.device) -> str:
     return f'{torch.get_num_threads()} cores of {name}'
 
 
-def write_csv(results: Sequence[Result], path: Path) -> None:
-    """Add results to a CSV file, which gets a head if it is new."""
+def write_csv(results: Sequence[Any], path: Path) -> None:
+    """Add results, all of one dataclass, to a CSV file, which gets a head if it is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
     with path.open('a', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Result)], lineterminator='\n')
+        writer = csv.DictWriter(file, [field.name for field in fields(results[0])], lineterminator='\n')
         if is_new:
             writer.writeheader()
         writer.writerows(asdict(result) for result in results)

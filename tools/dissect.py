@@ -1,0 +1,84 @@
+"""What a network's units see: python tools/dissect.py CONFIG CHECKPOINT --ann COCO.json --images DIR"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from mmhcg.runs import UserError, cli
+
+
+def run(
+    config: str,
+    checkpoint: str,
+    against: list[str] | None,
+    ann: str,
+    images: str,
+    stage: int,
+    side: int | None,
+    limit: int | None,
+    out: Path,
+) -> None:
+    """Dissect one network or two; write all units, bars, and a page for each."""
+    for name, number in (('--limit', limit), ('--side', side)):
+        if number is not None and number < 1:
+            raise UserError(f'{name} must be positive, not {number}')
+    from mmhcg.analysis import dissection_pages as pages  # imports MMDetection
+    from mmhcg.analysis.dissection import Photos, dissect
+    from mmhcg.analysis.stage import Stage
+
+    photos = Photos(ann, images, limit)
+    pairs = [(config, checkpoint), *([against] if against else [])]
+    networks = [Stage(*pair, stage, side) for pair in pairs]
+    if len({network.name for network in networks}) < len(networks):
+        raise UserError(f'--against {" ".join(against)} has the names of what it is compared with')
+    out.mkdir(parents=True, exist_ok=True)
+    units = []
+    for number, network in enumerate(networks, 1):
+        found = dissect(
+            network, photos, lambda title, numbers, name=network.name: _bar(f'{name}: {title}', numbers)
+        )
+        pages.draw_page(network, photos, found, out / f'top_units_{number}.png')
+        units += found
+        pages.replace_csv(units, out / 'units.csv')
+    pages.plot_detectors(units, out / 'detectors.png')
+    print(f'{pages.format_table(units)}\n({len(photos)} photographs; units and pictures in {out})')
+
+
+def _bar(title: str, numbers: Iterable[int]) -> Iterable[int]:
+    from mmengine.utils import track_iter_progress
+
+    print(title)
+    yield from track_iter_progress(list(numbers))
+    print()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description="Network dissection: which channels of a stage light up where COCO's masks of a category "
+        'are. A channel is a detector of its best category if the IoU over all photographs is above 0.04.'
+    )
+    parser.add_argument('config', help='config file of a detector or a classifier')
+    parser.add_argument('checkpoint', help="checkpoint file, or 'none' for random weights")
+    parser.add_argument('--ann', required=True, metavar='COCO.json', help="annotations in COCO's format")
+    parser.add_argument('--images', required=True, metavar='DIR', help='folder of the photographs')
+    parser.add_argument('--stage', type=int, default=3, help='of the backbone, from 0 (default: 3)')
+    parser.add_argument(
+        '--against',
+        nargs=2,
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help='another network beside it, e.g. a ResNet',
+    )
+    parser.add_argument(
+        '--side', type=int, help='scale photographs to this shorter side, in pixels (default: as they are)'
+    )
+    parser.add_argument('--limit', type=int, metavar='N', help='look at N photographs, spread over the file')
+    parser.add_argument(
+        '--out', type=Path, default=Path('work_dirs/dissect'), help='folder (default: work_dirs/dissect)'
+    )
+    cli.run(run, parser, argv)
+
+
+if __name__ == '__main__':
+    main()
