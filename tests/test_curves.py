@@ -113,15 +113,14 @@ def test_names_of_files_are_refused_before_work(tmp_path, capsys):
 
 def test_logs_of_a_real_run(tmp_path):
     config, data = write_config(tmp_path), write_data(tmp_path)
-    options = {'train_cfg.max_epochs': 1, 'train_dataloader.batch_size': 4}
     common = dict(work_dir=tmp_path / 'run', data_root=data)
-    train(config, cfg_options=options, no_pretrained=True, seed=0, **common)
-    runner = train(config, cfg_options={**options, 'train_cfg.max_epochs': 2}, resume=True, **common)
+    train(config, cfg_options={'train_cfg.max_epochs': 1}, no_pretrained=True, seed=0, **common)
+    runner = train(config, resume=True, **common)
     (run,) = read_runs([tmp_path / 'run'])
     steps, losses = run.curve('loss')
-    assert steps == list(range(1, runner.iter + 1)) == [1, 2, 3, 4]
+    assert steps == list(range(1, runner.iter + 1))
     assert min(losses) > 0
-    assert run.curve('box AP')[0] == run.curve('mask AP')[0] == [2, 4]
+    assert run.curve('box AP')[0] == run.curve('mask AP')[0] == [runner.iter // 2, runner.iter]
     last = json.loads(max(tmp_path.glob('run/*/vis_data/scalars.json')).read_text().splitlines()[-1])
     assert run.curve('box AP')[1][-1] == pytest.approx(100 * last['coco/bbox_mAP'])
     assert run.row()['ms_per_iteration'] > 0
