@@ -25,8 +25,8 @@ def show(config: str, checkpoint: str, images: list[Path], out: Path, score_thr:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description="Draw a detector's detections, where HCGNet's update gates look, what its forget gates keep "
-        'and what its stages see.'
+        description="Draw a detector's detections, where HCGNet's update gates look, what its forget gates "
+        'keep and what its stages see.'
     )
     parser.add_argument('config', help='config file, of a detector on HCGNet')
     parser.add_argument('checkpoint', help="the detector's weights")

@@ -6,10 +6,10 @@ Every picture `NAME.png` has its numbers beside it, in `NAME.csv`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,35 +17,44 @@ from torch import Tensor
 from mmhcg.analysis.curves import write_rows
 from mmhcg.analysis.looking import Look, ModuleView, enlarge, principal_colours, spread
 
-COLUMNS = 6  # modules in a row
+COLUMNS = 7  # modules in a row, at most
 PANEL = 1.9  # inches
+DPI = 150
 RANGE = 16  # colours end where a place counts 16 times as much, or as little, as the average one
 BINS = 20
 
 
-@dataclass(frozen=True)
 class Photo:
-    """A photograph (H, W, 3), RGB in 0..255, and the (h, w) to which the network's input was resized."""
+    """A photograph, and where the positions of maps lie in it.
 
-    pixels: np.ndarray
-    input_size: tuple[int, int]
+    Args:
+        pixels: (H, W, 3), RGB in 0..255.
+        input_size: The (h, w) to which it was resized before the network saw it.
+    """
+
+    def __init__(self, pixels: np.ndarray, input_size: tuple[int, int]) -> None:
+        self.size = pixels.shape[:2]
+        self.input_size = input_size
+        # As large as it is drawn: full size would only make drawing slow.
+        shrink = min(1, PANEL * DPI / self.size[1])
+        height, width = (max(1, round(side * shrink)) for side in self.size)
+        self.pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         """A pixel of the network's input as one of the photograph."""
-        height, width = (large / small for large, small in zip(self.pixels.shape, self.input_size))
+        height, width = (large / small for large, small in zip(self.size, self.input_size))
         return round(x * width, 1), round(y * height, 1)
 
-    def show(self, axis: Any, pixels: np.ndarray, title: str, **options: Any) -> Any:
-        """Draw pixels of any resolution in the photograph's place."""
-        height, width = self.pixels.shape[:2]
-        axis.set_title(title, fontsize=7)
-        return axis.imshow(pixels, extent=(0, width, height, 0), **options)
+    def over(self, feat: Tensor, stride: int) -> np.ndarray:
+        """A map (K, H, W) as large as the photograph is drawn, (h, w, K)."""
+        feat = enlarge(feat, stride, self.input_size, self.pixels.shape[:2])
+        return feat.permute(1, 2, 0).numpy()
 
     def sheet(self, rows: int, columns: int) -> tuple[Any, np.ndarray]:
         """A figure and its axes (rows, columns), as high as the photograph wants them."""
         from matplotlib import pyplot
 
-        height = PANEL * self.pixels.shape[0] / self.pixels.shape[1] + 0.2
+        height = PANEL * self.size[0] / self.size[1] + 0.2
         size = (PANEL * columns + 0.8, height * rows + 0.5)
         figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained')
         for axis in axes.flat:
@@ -58,20 +67,21 @@ def save_attention(modules: Sequence[ModuleView], photo: Photo, path: Path) -> N
     from matplotlib.colors import LogNorm
 
     bands = -(-len(modules) // COLUMNS)
-    figure, axes = photo.sheet(2 * bands, 1 + min(COLUMNS, len(modules)))
-    photo.show(axes[0, 0], photo.pixels, 'photograph')
+    columns = -(-len(modules) // bands)
+    figure, axes = photo.sheet(2 * bands, 1 + columns)
+    _show(axes[0, 0], photo.pixels, 'photograph')
     rows = []
     for number, module in enumerate(modules):
-        band, column = divmod(number, COLUMNS)
+        band, column = divmod(number, columns)
         for row, (kernel, attention) in enumerate(((3, module.attention3), (5, module.attention5))):
             rows.append(_attention_row(module, kernel, attention, photo))
             title = f'{module.name}, {kernel}x{kernel}: {spread(attention):.0%} of the image'
             axis = axes[2 * band + row, 1 + column]
-            photo.show(axis, photo.pixels.mean(2), title, cmap='gray', vmin=0, vmax=255)
-            weights = enlarge(attention[None] * attention.numel(), module.stride, photo.input_size)[0]
+            _show(axis, photo.pixels.mean(2), title, cmap='gray', vmin=0, vmax=255)
+            weights = photo.over(attention[None] * attention.numel(), module.stride)
             options = dict(cmap='RdBu_r', norm=LogNorm(1 / RANGE, RANGE), alpha=0.6)
-            drawn = photo.show(axis, weights.numpy(), title, **options)
-    bar = figure.colorbar(drawn, ax=axes, extend='both', shrink=0.9, aspect=25, pad=0.01)
+            drawn = _show(axis, weights, title, **options)
+    bar = figure.colorbar(drawn, ax=axes[:2], extend='both', shrink=0.9, aspect=25, pad=0.01)
     bar.set_ticks([1 / 16, 1 / 4, 1, 4, 16], labels=['1/16', '1/4', 'average', 'x 4', 'x 16'], fontsize=7)
     bar.minorticks_off()
     bar.set_label('how much a place counts', fontsize=7)
@@ -134,16 +144,15 @@ def save_forget_gates(modules: Sequence[ModuleView], path: Path) -> None:
 def save_features(look: Look, photo: Photo, path: Path) -> None:
     """What the stages put out: the mean of all channels, and their three principal components as colours."""
     figure, axes = photo.sheet(2, 1 + len(look.stages))
-    photo.show(axes[0, 0], photo.pixels, 'photograph')
+    _show(axes[0, 0], photo.pixels, 'photograph')
     rows = []
     for number, (feat, stride) in enumerate(zip(look.stages, look.strides), 1):
         channels, height, width = feat.shape
         mean, (colours, shares) = feat.mean(0, keepdim=True), principal_colours(feat)
-        mean = enlarge(mean / mean.max().clamp(min=1e-12), stride, photo.input_size)[0]
+        mean = photo.over(mean / mean.max().clamp(min=1e-12), stride)
         title = f'stage {number}: {channels} channels, {height}x{width}'
-        drawn = photo.show(axes[0, number], mean.numpy(), title, cmap='viridis', vmin=0, vmax=1)
-        colours = enlarge(colours, stride, photo.input_size).permute(1, 2, 0)
-        photo.show(axes[1, number], colours.numpy(), f'three main patterns ({shares.sum():.0%})')
+        drawn = _show(axes[0, number], mean, title, cmap='viridis', vmin=0, vmax=1)
+        _show(axes[1, number], photo.over(colours, stride), f'three main patterns ({shares.sum():.0%})')
         row = dict(stage=number, channels=channels, height=height, width=width)
         row.update(
             mean=round(float(feat.mean()), 5), share_of_zeros=round(float((feat == 0).float().mean()), 4)
@@ -160,9 +169,14 @@ def save_features(look: Look, photo: Photo, path: Path) -> None:
     _save(figure, rows, path)
 
 
+def _show(axis: Any, pixels: np.ndarray, title: str, **options: Any) -> Any:
+    axis.set_title(title, fontsize=7)
+    return axis.imshow(pixels, **options)
+
+
 def _save(figure: Any, rows: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=DPI)
     pyplot.close(figure)
     write_rows(rows, path.with_suffix('.csv'))

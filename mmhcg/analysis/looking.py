@@ -115,13 +115,22 @@ def _strides(stem: nn.Module) -> int:
     return stride
 
 
-def enlarge(feat: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-    """A map (K, H, W) over the first `size` (h, w) pixels of the network's input, bilinear: (K, h, w).
+def enlarge(feat: Tensor, stride: int, input_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """A map (K, H, W) in a picture of the network's input, bilinear: (K, h, w).
 
-    Every convolution pads symmetrically, so that position i is above pixel i * stride; beyond the last
-    position the map goes on as there.
+    Every convolution pads symmetrically, so that position i is above pixel i * stride of the input; beyond
+    the last position the map goes on as there.
+
+    Args:
+        feat: The map.
+        stride: Pixels of the input from one position to the next.
+        input_size: Of the part of the input that the picture shows, its upper left one: padding is left out.
+        size: (h, w) of the picture.
     """
-    axes = [2 * (torch.arange(n) / stride + 0.5) / m - 1 for n, m in zip(size, feat.shape[1:])]
+    axes = []
+    for positions, whole, pixels in zip(feat.shape[1:], input_size, size):
+        pixel = (torch.arange(pixels) + 0.5) * whole / pixels - 0.5  # of the input
+        axes.append(2 * (pixel / stride + 0.5) / positions - 1)  # the map's borders are at -1 and 1
     y, x = torch.meshgrid(*axes, indexing='ij')
     grid = torch.stack((x, y), -1)[None]  # (1, h, w, 2)
     return F.grid_sample(feat[None], grid, padding_mode='border', align_corners=False)[0]
