@@ -11,7 +11,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from torch import Tensor
 
 from mmhcg.analysis.curves import write_rows
@@ -75,7 +74,7 @@ def save_attention(modules: Sequence[ModuleView], photo: Photo, path: Path) -> N
         band, column = divmod(number, columns)
         for row, (kernel, attention) in enumerate(((3, module.attention3), (5, module.attention5))):
             rows.append(_attention_row(module, kernel, attention, photo))
-            title = f'{module.name}, {kernel}x{kernel}: {spread(attention):.0%} of the image'
+            title = f'{module.name}, {kernel}x{kernel}: {spread(attention):.0%}'
             axis = axes[2 * band + row, 1 + column]
             _show(axis, photo.pixels.mean(2), title, cmap='gray', vmin=0, vmax=255)
             weights = photo.over(attention[None] * attention.numel(), module.stride)
@@ -87,7 +86,8 @@ def save_attention(modules: Sequence[ModuleView], photo: Photo, path: Path) -> N
     bar.set_label('how much a place counts', fontsize=7)
     figure.suptitle(
         f'Stage {modules[0].stage}: where the update gates look. A module adds to its map what it gathers '
-        'over all places,\nred ones counting more than the average, blue ones less.',
+        'over all places,\nred ones counting more than the average, blue ones less '
+        '(in %: how much of the image it looks at).',
         fontsize=8,
     )
     _save(figure, rows, path)
@@ -124,9 +124,9 @@ def save_forget_gates(modules: Sequence[ModuleView], path: Path) -> None:
     for row, stage in enumerate(stages):
         for axis, module in zip(axes[row], (module for module in modules if module.stage == stage)):
             axis.set_axis_on()
-            weights = torch.full_like(module.kept, 1 / len(module.kept))
-            axis.hist(module.kept, BINS, (0, 1), weights=weights, color=f'C{row % 10}')
-            axis.axvline(module.kept.median(), color='black', linewidth=1, linestyle=':')
+            weights = np.full(len(module.kept), 1 / len(module.kept))
+            axis.hist(module.kept.numpy(), BINS, range=(0, 1), weights=weights, color=f'C{row % 10}')
+            axis.axvline(float(module.kept.median()), color='black', linewidth=1, linestyle=':')
             axis.set_title(f'stage {stage}, {module.name}', fontsize=7)
             axis.set_xticks([0, 0.5, 1], labels=['forget', 'half', 'keep'], fontsize=7)
             axis.tick_params(labelsize=7, labelbottom=True)
