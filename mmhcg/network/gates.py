@@ -65,11 +65,14 @@ class ExcitedAttentionPool(nn.Module):
     def forward(self, feat: Tensor) -> Tensor:
         feat = F.relu(self.norm(feat), inplace=True)
         kernel = kernel_of(self)
+        shifts = F.unfold(self.attention(feat, kernel), 3, **self.window)  # (N, 9, HW)
+        return (position_sums(feat, shifts) * kernel).sum(1)
+
+    def attention(self, feat: Tensor, kernel: Tensor) -> Tensor:
+        """S, of Y (N, C, H, W) and of K as `kernel_of` gives it: (N, 1, H, W), the sum of an image is 1."""
         rows = (kernel * self.project.weight.flatten()) @ feat.flatten(2)  # (N, 9, HW)
         logits = F.fold(rows, feat.shape[2:], 3, **self.window) + self.project.bias  # (N, 1, H, W)
-        attention = position_softmax(logits).view_as(logits)
-        shifts = F.unfold(attention, 3, **self.window)  # (N, 9, HW)
-        return (position_sums(feat, shifts) * kernel).sum(1)
+        return position_softmax(logits).view_as(logits)
 
 
 def kernel_of(pool: ExcitedAttentionPool) -> Tensor:
