@@ -21,5 +21,5 @@ format: .venv/ready
 .venv/ready: setup.py
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 9) or sys.exit("mmhcg needs Python 3.9 or newer")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[standalone,pretrain,export,test]'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[standalone,pretrain,attack,export,test]'
 	touch $@
