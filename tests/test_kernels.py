@@ -293,7 +293,7 @@ def test_little_more_is_kept_for_the_backward_pass():
         plain, _ = saved_bytes(lambda: module(maps), module.parameters())
     ours, _ = saved_bytes(lambda: module(maps), module.parameters())
     softmax, weights = 3 * 40 * 60 * 4, 64 * 32 * 4 + 3 * 20 * 16 * 4
-    assert ours <= plain + 1.1 * (softmax + weights)
+    assert ours <= plain + 1.2 * (softmax + weights)
 
 
 @everywhere
