@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmhcg.network import kernels
+from mmhcg.network.kernels.source import observers
 
 
 class OperatorCounter(TorchDispatchMode):
@@ -30,11 +30,11 @@ class OperatorCounter(TorchDispatchMode):
         self.calls = self.moved = 0
 
     def __enter__(self) -> OperatorCounter:
-        kernels.observers.append(self._count)
+        observers.append(self._count)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        kernels.observers.remove(self._count)
+        observers.remove(self._count)
         super().__exit__(*error)
 
     def _count(self, *trees: Any) -> None:
