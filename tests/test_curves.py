@@ -31,7 +31,8 @@ def scores(box: float, mask: float, epoch: int) -> dict:
 
 def test_a_resumed_run_is_one_curve(tmp_path):
     first = [step(10, 5.0), step(20, 4.0), scores(0.1, 0.05, 1), step(30, 8.0), step(40, 9.0)]
-    write_log(tmp_path, '20250101_000000', *first, scores(0.9, 0.9, 2), torn='{"lr": 0.1, "lo')
+    first += [scores(0.9, 0.9, 2), step(50, 9.5)]  # lost: it was killed and had saved nothing after 20
+    write_log(tmp_path, '20250101_000000', *first, torn='{"lr": 0.1, "lo')
     # It goes on from iteration 20, where the first epoch ended; its second epoch ends at 40.
     write_log(tmp_path, '20250101_100000', step(30, 3.0), step(40, 2.0), scores(0.2, 0.15, 2))
     (tmp_path / '20250101_200000').mkdir()  # as tools/test.py leaves

@@ -138,7 +138,7 @@ def test_every_picture_has_its_numbers(tiny, tmp_path, capsys):
         '--out',
         tmp_path / 'out',
         '--score-thr',
-        0.2,
+        0.5,
     ]
     visualize(*argv)
     folder = tmp_path / 'out' / 'wide'
@@ -153,7 +153,7 @@ def test_every_picture_has_its_numbers(tiny, tmp_path, capsys):
     found = rows_of(folder / 'detections.csv')
     assert found
     assert {row['label'] for row in found} <= set(CLASSES)
-    assert min(float(row['score']) for row in found) >= 0.2
+    assert min(float(row['score']) for row in found) > 0.5
     assert cv2.imread(str(folder / 'detections.png')).shape == (320, 512, 3)  # eight times as large
     kept = rows_of(folder / 'forget_gates.csv')
     assert {(row['stage'], row['module']) for row in kept} == {
