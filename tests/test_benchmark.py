@@ -1,10 +1,12 @@
 """Counts of operators and bytes by hand, and the benchmark from end to end on small images."""
 
 import csv
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_run import load_tool
+from tiny_run import REPO, load_script, load_tool
 from torch import nn
 
 from mmhcg.analysis.operators import OperatorCounter, saved_bytes
@@ -100,10 +102,45 @@ def test_a_detector_trains_and_predicts_masks():
     assert len(result.pred_instances.masks) == 100  # as many as it may
 
 
+def test_gpu_script_runs_without_a_gpu_and_says_what_it_leaves_out(tmp_path, capsys, monkeypatch):
+    gpu, path = load_script(REPO / 'benchmarks' / 'gpu.py'), tmp_path / 'rows.csv'
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    monkeypatch.setattr(gpu, 'ON_CPU', ('deploy',))
+    gpu.main(['--device', 'cpu', '--shape', '1', '33', '57', '--repeats', '1', '--out', str(path)])
+    with path.open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [(row['candidate'], row['mode']) for row in rows] == [
+        (name, 'deploy') for name in ('b', 'plain', 'r50')
+    ]
+    out = capsys.readouterr().out
+    assert 'operators: left out, needs CUDA' in out and 'bf16 train graph: left out, needs CUDA' in out
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit):
+            gpu.main(['--out', str(path)])
+        assert 'sees no GPU' in capsys.readouterr().err
+
+
+def test_a_mode_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch):
+    gpu, tried = load_script(REPO / 'benchmarks' / 'gpu.py'), []
+
+    def main(argv):
+        tried.append(argv[argv.index('--phase') + 1])
+        raise RuntimeError('out of memory')
+
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    monkeypatch.setitem(sys.modules, 'benchmark', SimpleNamespace(main=main, COMPILED={}))
+    with pytest.raises(SystemExit, match='failed: fp32 infer eager, fp32 infer deploy, fp32 train eager'):
+        gpu.main(['--device', 'cpu', '--out', str(tmp_path / 'rows.csv')])
+    assert tried == ['infer', 'infer', 'train']
+    assert 'out of memory' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [
         (['--mode', 'deploy', '--phase', 'train'], 'cannot be trained'),
+        (['--mode', 'deploy-graph', '--phase', 'train'], 'cannot be trained'),
+        (['--mode', 'graph'], 'needs --device cuda'),
         (['--repeats', '0'], 'must be positive'),
     ],
 )
