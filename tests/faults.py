@@ -57,16 +57,6 @@ class DiskFull(Hook):
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, hard))
 
 
-class Probe(Hook):
-    """Notes in a file `probed` beside a file whether it exists when training begins."""
-
-    def __init__(self, path: str) -> None:
-        self.path = Path(path)
-
-    def before_train(self, runner: Runner) -> None:
-        self.path.with_name('probed').write_text(str(self.path.exists()))
-
-
 class Progress(Hook):
     """Writes to a pipe, a line each, when an iteration begins and when a checkpoint is about to be written.
 

@@ -126,7 +126,7 @@ FAULTS = {
     'polygon -1e9': (set_point(-1e9), 'polygon far outside', FIRST, True),
     'polygon NaN': (set_point(NAN), 'NaN or infinity in polygon', FIRST, True),
     'polygon infinite': (set_point(INF), 'NaN or infinity in polygon', FIRST, True),
-    'polygon flat': (put(segmentation=[1, 1, 20, 1, 20, 20]), 'odd segmentation', FIRST, True),
+    'polygon flat': (put(segmentation=[1, 1, 20, 1, 20, 20]), 'malformed segmentation', FIRST, True),
     'two points': (put(segmentation=[[1, 1, 9, 9]]), 'too few points in the first polygon', FIRST, True),
     'two points later': (
         lambda c, a: a['segmentation'].append([1, 1, 9, 9]),
@@ -180,10 +180,10 @@ FAULTS = {
     'unknown image': (put(image_id=999), 'unknown image', 'annotation 100', False),
     'unknown category': (put(category_id=999), 'unknown category', 'annotation 100', False),
     'annotation 0': (put(id=0), 'annotation id 0', 'annotation 0', False),
-    'id of a list': (put(image_id=[1]), 'odd id', 'annotation 100', True),
-    'no id': (drop('id'), 'odd id', 'annotations[0]', True),
-    'no object': (lambda c, a: c['annotations'].append(7), 'odd item', 'annotations[19]', True),
-    'no file name': (lambda c, a: c['images'][0].pop('file_name'), 'odd file name', PICTURE, True),
+    'id of a list': (put(image_id=[1]), 'malformed id', 'annotation 100', True),
+    'no id': (drop('id'), 'malformed id', 'annotations[0]', True),
+    'no object': (lambda c, a: c['annotations'].append(7), 'malformed item', 'annotations[19]', True),
+    'no file name': (lambda c, a: c['images'][0].pop('file_name'), 'malformed file name', PICTURE, True),
     'missing image': (put_image(file_name='gone.jpg'), 'missing image', PICTURE, True),
     'parent folder': (
         put_image(file_name='../val2017/first.jpg'),
@@ -192,7 +192,7 @@ FAULTS = {
         False,
     ),
     'other size': (put_image(width=63), 'image of another size', PICTURE, True),
-    'no width': (lambda c, a: c['images'][0].pop('width'), 'odd image size', PICTURE, True),
+    'no width': (lambda c, a: c['images'][0].pop('width'), 'malformed image size', PICTURE, True),
 }
 
 
@@ -270,7 +270,7 @@ def test_cut_off_json_keeps_what_was_found_before(edited, capsys):
     path.write_bytes(path.read_bytes()[:-100])
     code, lines, _ = check(edited, capsys)
     assert code == 1
-    assert ['odd image size' in lines[0], 'malformed JSON' in lines[1]] == [True, True]
+    assert ['malformed image size' in lines[0], 'malformed JSON' in lines[1]] == [True, True]
 
 
 def test_all_faults_are_named_in_one_pass(edited, capsys):

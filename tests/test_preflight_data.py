@@ -14,7 +14,7 @@ from tiny_run import CLASSES, load_tool, write_config, write_data
 
 from mmhcg.runs import UserError
 from mmhcg.runs.datasets import move_data
-from mmhcg.runs.preflight import check_data
+from mmhcg.runs.data_checks import check_data
 
 COCO_NAMES = ('person', 'bicycle', 'car')
 VAL = 'annotations/instances_val2017.json'
@@ -112,9 +112,9 @@ def test_training_warns_of_what_is_skipped(tiny, data, tmp_path):
     options = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=9', 'train_dataloader.dataset.indices=4']
     train(tiny, data, tmp_path, '--cfg-options', *options)
     (log,) = (tmp_path / 'run').glob('*/*.log')
-    told = [line for line in log.read_text().splitlines() if 'is odd' in line or '(skipped' in line]
+    told = [line for line in log.read_text().splitlines() if 'looks wrong' in line or '(skipped' in line]
     assert 'WARNING' in told[0]
-    assert told[0].endswith('skipped or is odd: 3 (1 x bbox without area, 2 x unknown image)')
+    assert told[0].endswith('skipped or looks wrong: 3 (1 x bbox without area, 2 x unknown image)')
     assert len(told) == 4 and re.search('annotation 101: unknown image, image_id=999', told[2])
 
 
@@ -154,6 +154,58 @@ def test_masks_matter_only_where_they_are_read(cfg, data):
     cfg.val_dataloader.dataset.pipeline[2].with_mask = True
     with pytest.raises(UserError, match=r'val_dataloader and val_evaluator[^\n]*1 x no segmentation'):
         check_data(cfg, ('train', 'val'))
+
+
+TRAIN = 'annotations/instances_train2017.json'
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda c, a: a.update(ignore=1),
+        lambda c, a: a.update(area=0),
+        lambda c, a: a.update(bbox=[900, 900, 5, 5]),
+        lambda c, a: (add_class(c, a), a.update(category_id=9)),
+        lambda c, a: a.update(category_id=77),
+    ],
+    ids=['ignored', 'without area', 'outside', 'of a class not asked for', 'of an unknown class'],
+)
+def test_what_training_passes_over_needs_no_mask(cfg, data, change):
+    edit(data, lambda c, a: a.pop('segmentation'), TRAIN)
+    with pytest.raises(UserError, match='no segmentation'):
+        check_data(cfg, ('train',))
+    edit(data, change, TRAIN)
+    check_data(cfg, ('train',))
+
+
+def test_images_that_a_run_does_not_read_may_be_missing(cfg, data):
+    def lose(content, annotation):
+        content['images'].append(dict(id=999, file_name='gone.png', width=64, height=64))
+
+    edit(data, lose, TRAIN)
+    assert check_data(cfg, ('train',)) == []  # without objects
+    cfg.train_dataloader.dataset.filter_cfg = None
+    with pytest.raises(UserError, match='missing image'):
+        check_data(cfg, ('train',))
+    cfg.train_dataloader.dataset.indices = 4
+    assert check_data(cfg, ('train',)) == []
+
+
+def test_data_elsewhere_are_left_alone(cfg):
+    for part in (cfg.val_dataloader.dataset, cfg.val_evaluator):
+        part.update(ann_file='s3/val.json', backend_args=dict(backend='petrel'))
+    assert check_data(cfg, ('val',)) == []
+    cfg.val_evaluator.update(backend_args=None)
+    with pytest.raises(UserError, match=r'val_evaluator: \S*s3/val\.json'):
+        check_data(cfg, ('val',))
+
+
+def test_files_named_by_cfg_options_are_those_files(tiny, data, tmp_path, capsys):
+    """Whatever `--data-root` says of the others."""
+    gone = f'val_evaluator.ann_file={tmp_path}/gone.json'
+    with pytest.raises(SystemExit):
+        train(tiny, data, tmp_path, '--cfg-options', gone)
+    assert f'val_evaluator: {tmp_path}/gone.json' in capsys.readouterr().err
 
 
 def test_what_only_scoring_needs_is_not_asked_of_training(cfg, data):

@@ -347,7 +347,7 @@ def test_data_that_is_not_there_is_named_before_the_run(folder, tmp_path, config
         (tmp_path / data / 'cifar-10-batches-bin/test_batch.bin').write_bytes(content)
     move_data(cfg, str(tmp_path / data))
     with pytest.raises(UserError, match=message):
-        preflight.check_data(cfg, ('train', 'val'))
+        check_data(cfg, ('train', 'val'))
 
 
 def test_lists_of_files_stand_in_for_folders(folder, tmp_path):
@@ -357,14 +357,14 @@ def test_lists_of_files_stand_in_for_folders(folder, tmp_path):
     for split in ('train', 'val'):
         (tmp_path / split).mkdir()
         (tmp_path / 'meta' / f'{split}.txt').touch()
-    preflight.check_data(cfg, ('train', 'val'))
+    check_data(cfg, ('train', 'val'))
 
 
 def test_cifar_of_other_classes_than_the_heads_is_refused(folder):
     cfg = Config.fromfile(folder / 'cifar.py')
     cfg.model.head.num_classes = 100
     with pytest.raises(UserError, match='CIFAR-10 for a head of 100 classes'):
-        preflight.check_data(cfg, ('train', 'val'))
+        check_data(cfg, ('train', 'val'))
 
 
 def test_without_mmpretrain_it_is_named(monkeypatch):

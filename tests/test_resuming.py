@@ -13,17 +13,20 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
+from mmengine.registry import MODEL_WRAPPERS
 from test_survival import newest_log, steps, train
 from tiny_run import CONFIGS, REPO, load_tool, write_config, write_data
 from tiny_training import tiny_runner
 from torch.utils.data import DataLoader
 
 from mmhcg.runs import UserError
+from mmhcg.runs.loading import check_loading
 from mmhcg.runs.lock import sole_run
 from mmhcg.runs.resumable import ResumableLoader
 from mmhcg.runs.resuming import newest_checkpoint
@@ -115,13 +118,44 @@ def test_nothing_whole_stops_the_run(folder, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ['epoch_1.pth']
 
 
-def test_a_fresh_start_leaves_no_pointer_to_an_earlier_run(folder, tmp_path):
-    """Else a restart before the first checkpoint would go on with the weights of that run."""
-    shutil.copy(folder / 'work/epoch_3.pth', tmp_path)
-    (tmp_path / 'last_checkpoint').write_text('epoch_3.pth')
-    fault = dict(type='faults.Probe', path=str(tmp_path / 'last_checkpoint'))
-    assert train(folder, str(tmp_path), '--cfg-options', 'train_cfg.max_epochs=1', faults=[fault]) == 0
-    assert (tmp_path / 'probed').read_text() == 'False'
+@pytest.mark.parametrize('name', ['epoch_3.pth', 'iter_9.pth', 'last_checkpoint'])
+def test_a_fresh_start_overwrites_no_earlier_run(folder, tmp_path, capsys, name):
+    (tmp_path / name).write_bytes(b'of days of work')
+    assert train(folder, str(tmp_path)) == 2
+    assert f'{tmp_path} holds the checkpoints of an earlier run ({name})' in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_remote_checkpoint_is_resumed_as_the_pointer_names_it(tmp_path):
+    (tmp_path / 'last_checkpoint').write_text('s3://bucket/epoch_2.pth')
+    assert newest_checkpoint(str(tmp_path)).load_from == 's3://bucket/epoch_2.pth'
+
+
+def test_links_to_files_that_are_gone_are_passed_over(folder, tmp_path):
+    shutil.copy(folder / 'work/epoch_2.pth', tmp_path)
+    (tmp_path / 'epoch_9.pth').symlink_to(tmp_path / 'gone')
+    assert newest_checkpoint(str(tmp_path)).load_from == str(tmp_path / 'epoch_2.pth')
+
+
+def test_weights_of_a_model_in_ddp_are_the_models(folder, tmp_path):
+    """`load_from` in several processes: the Runner has wrapped the model when the file is looked at."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, module: torch.nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+    MODEL_WRAPPERS.register_module(name='TestWrapper', module=Wrapper, force=True)
+    path = tmp_path / 'weights.pth'
+    model = torch.nn.Linear(2, 3)
+    torch.save(model.state_dict(), path)
+    runner, content = SimpleNamespace(model=Wrapper(model)), load_checkpoint_file(path)
+    cfg = Config(dict(load_from=str(path), resume=False, model=dict(type='Linear')))
+    check_loading(cfg, content, runner)
+    with pytest.raises(
+        UserError, match=r"none of its names is the model's, e\.g\. 'other' instead of 'weight'"
+    ):
+        check_loading(cfg, {'other': content['weight']}, runner)
 
 
 def test_a_restart_before_the_first_checkpoint_starts_afresh(folder, tmp_path, monkeypatch):
@@ -166,6 +200,18 @@ def test_a_loader_passes_over_what_was_seen(workers):
     loader.seen = 5  # more than a pass, as in loops over iterations
     assert list(loader) == [None] * 4
     assert [batch if batch is None else batch.tolist() for batch in loader] == [None, [2, 3], [4, 5], [6, 7]]
+
+
+def test_persistent_workers_end_with_their_process():
+    """Python ends them by SIGTERM at its exit, and waits for them."""
+    code = (
+        'from torch.utils.data import DataLoader\n'
+        'from mmhcg.runs.resumable import ResumableLoader\n'
+        'loader = ResumableLoader.of(DataLoader(range(8), num_workers=2, persistent_workers=True))\n'
+        'print(len(list(loader)))\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, '8\n'), done.stderr
 
 
 # Two runs, one work dir

@@ -16,6 +16,7 @@ import pytest
 import torch
 from tiny_run import REPO, load_tool, read_scalars, write_config, write_data
 
+from mmhcg.runs.preemption import PreemptionHook
 from mmhcg.stack.checkpoints import load_checkpoint_file
 
 SEED = 6  # of the moments at which runs are killed
@@ -132,11 +133,13 @@ PREEMPTIONS = {
 def test_a_signal_stops_a_run_that_goes_on_as_if_it_had_not(folder, straight, case):
     """Exit code 75, and `--resume` continues with the next iteration, or validates again."""
     fault = dict(type='faults.Signal', **PREEMPTIONS[case])
-    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
     options = ['--cfg-options', 'train_cfg.max_epochs=4']
     work_dir = folder / case.replace(' ', '_')
     assert train(folder, work_dir.name, *options, config='noisy.py', faults=[fault]) == 75
-    assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    assert handlers == [
+        signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    ]
     reached = steps(work_dir)[-1]
     assert load_checkpoint_file(work_dir / 'interrupted.pth')['meta']['iter'] == reached
     assert (work_dir / 'last_checkpoint').read_text() == str(work_dir / 'interrupted.pth')
@@ -174,23 +177,35 @@ def test_gradients_are_summed_up_before_a_run_stops(folder):
     assert load_checkpoint_file(folder / 'sums/interrupted.pth')['meta']['iter'] == 4
 
 
-def test_workers_survive_a_signal_to_all_processes(folder):
-    """As Slurm sends it: a data loader's worker that dies of it would take the run down."""
-    options = ['--no-pretrained', '--data-root', 'shapes', '--work-dir', 'workers', '--cfg-options']
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT'])
+def test_workers_survive_a_signal_to_all_processes_and_end_with_the_run(folder, name):
+    """As Slurm sends it, or Ctrl-C: a data loader's worker that dies of it would take the run down."""
+    options = ['--no-pretrained', '--data-root', 'shapes', '--work-dir', name, '--cfg-options']
     options += [
         'train_cfg.max_epochs=1000',
-        'train_dataloader.num_workers=1',
         'default_hooks.checkpoint=None',
+        'train_dataloader.num_workers=1',
     ]
+    options += ['train_dataloader.persistent_workers=True']
     command = [sys.executable, str(REPO / 'tools/train.py'), 'tiny.py', *options]
     run = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True)
     with run:
         assert any('Epoch(train)' in line for line in run.stdout)
-        os.killpg(run.pid, signal.SIGTERM)
-        rest = run.stdout.read()
+        os.killpg(run.pid, getattr(signal, name))
+        rest, _ = run.communicate(timeout=100)
     assert run.returncode == 75, rest[-2000:]
-    assert 'SIGTERM: saved iteration' in rest
-    assert load_checkpoint_file(folder / 'workers/interrupted.pth')['meta']['iter'] > 0
+    assert f'{name}: saved iteration' in rest
+    assert load_checkpoint_file(folder / name / 'interrupted.pth')['meta']['iter'] > 0
+    with pytest.raises(ProcessLookupError):  # nobody is left
+        os.killpg(run.pid, 0)
+
+
+def test_a_second_ctrl_c_stops_at_once(capfd):
+    hook = PreemptionHook()
+    hook._note(signal.SIGINT, None)
+    assert 'stopping after this iteration' in capfd.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        hook._note(signal.SIGINT, None)
 
 
 # Killing

@@ -20,7 +20,7 @@ from mmhcg.analysis.benchmark import machine
 from mmhcg.runs import UserError, test
 from mmhcg.runs.config import load_config
 from mmhcg.runs.datasets import leaf_datasets, metrics, move_data
-from mmhcg.runs.preflight import check_data
+from mmhcg.runs.data_checks import check_data
 
 SCORES = {'top1': ('top1', 100), 'bbox_mAP': ('box AP', 1)}  # evaluators' numbers: name here, best value
 CLASSIFIERS = ('ImageClassifier', 'mmpretrain.ImageClassifier')

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from reprlib import repr as short
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmhcg.data.faults import ANY_MASKS, OBJECTS, SCORED, Fault, Found, Use, judge
+from mmhcg.data.faults import OBJECTS, SCORED, Fault, Found, Use, judge
 from mmhcg.data.json_lists import json_entries
 from mmhcg.data.run_lengths import decode_counts
 
 EDGE = 1.0  # pixels by which a box may exceed its image: annotators round
+# What MMDetection passes over in training, masks included
+PASSED_OVER = {'bbox without area', 'bbox outside', 'bbox below a pixel', 'area not positive'}
 FAR = 10  # sides of the image: pycocotools walks along the outline of a polygon, five steps a pixel
 
 
@@ -26,19 +28,27 @@ class Image(NamedTuple):
     width: float
     height: float
 
+    def __str__(self) -> str:
+        return f'{self.width} x {self.height}' if self.width < math.inf else 'an image of unknown size'
+
 
 class AnnotationFile:
     """A COCO annotation file, read in small pieces: memory holds its images, and no annotations.
 
     `images` (Image by id) and `categories` (name by id, in the file's order) are complete once `faults` has
-    been gone through, and so is `annotations`, their number.
+    been gone through, and so are `annotations`, their number, and `with_objects`, ids of the images that they
+    are of.
+
+    Args:
+        classes: Names of the categories that matter; none: all do.
     """
 
-    def __init__(self, path: str | os.PathLike, use: Use = Use.ALL) -> None:
-        self.path, self.use = os.fspath(path), use
+    def __init__(self, path: str | os.PathLike, use: Use = Use.ALL, classes: Collection[str] = ()) -> None:
+        self.path, self.use, self.classes = os.fspath(path), use, classes
         self.images: dict[Any, Image] = {}
         self.categories: dict[Any, str] = {}
         self.annotations = 0
+        self.with_objects: set[Any] = set()
 
     def faults(self) -> Iterator[Fault]:
         """All faults that matter in this use; OSError where the file cannot be opened."""
@@ -73,26 +83,26 @@ class AnnotationFile:
     def _image(self, image: dict, item: str) -> Found:
         number, name, width, height = (image.get(key) for key in ('id', 'file_name', 'width', 'height'))
         if not _is_id(number):
-            yield 'odd id', item, _entry(image, 'id')
+            yield 'malformed id', item, _entry(image, 'id')
             return
         if number in self.images:
             yield 'duplicate image id', item, f'also of {short(self.images[number].name)}'
         if not isinstance(name, str) or not name:
-            yield 'odd file name', item, _entry(image, 'file_name')
+            yield 'malformed file name', item, _entry(image, 'file_name')
             name = ''
         elif os.path.isabs(name) or '..' in re.split(r'[/\\]', name):
             yield 'file outside the folder', item, short(name)
         if not (_is_finite([width, height]) and width >= 1 and height >= 1):
-            yield 'odd image size', item, f'{_entry(image, "width")}, {_entry(image, "height")}'
+            yield 'malformed image size', item, f'{_entry(image, "width")}, {_entry(image, "height")}'
             width = height = math.inf  # its objects are judged all the same
         self.images[number] = Image(name, width, height)
 
     def _category(self, category: dict, item: str) -> Found:
         number, name = category.get('id'), category.get('name')
         if not _is_id(number):
-            yield 'odd id', item, _entry(category, 'id')
+            yield 'malformed id', item, _entry(category, 'id')
         elif not isinstance(name, str):
-            yield 'odd item', item, _entry(category, 'name')
+            yield 'malformed item', item, _entry(category, 'name')
         elif number in self.categories:
             yield 'duplicate category id', item, f'of {self.categories[number]!r} and {name!r}'
         else:
@@ -105,7 +115,7 @@ class AnnotationFile:
         number, image_id, category = (annotation.get(key) for key in ('id', 'image_id', 'category_id'))
         if not (_is_whole(number) and _is_id(image_id) and _is_id(category)):
             entries = [_entry(annotation, key) for key in ('id', 'image_id', 'category_id')]
-            yield 'odd id', item, ', '.join(entries)
+            yield 'malformed id', item, ', '.join(entries)
             return
         if number in ids:
             yield 'duplicate annotation id', item, ''
@@ -119,9 +129,14 @@ class AnnotationFile:
                 yield 'unknown image', item, _entry(annotation, 'image_id')
             return
         item, image = f'{item} of image {short(image_id)}', self.images[image_id]
-        yield from _check_box(annotation, item, image)
-        yield from _check_numbers(annotation, item)
-        if self.use & ANY_MASKS:
+        found = [*_check_box(annotation, item, image), *_check_numbers(annotation, item)]
+        if self.classes and self.categories.get(category) not in self.classes:
+            yield from (fault for fault in found if fault[0] in ('no bbox', 'no area'))  # read all the same
+            return
+        self.with_objects.add(image_id)
+        yield from found
+        passed_over = annotation.get('ignore') or any(kind in PASSED_OVER for kind, *_ in found)
+        if self.use & Use.SCORE_MASKS or (self.use & Use.MASKS and not passed_over):
             yield from _check_mask(annotation, item, image)
 
 
@@ -134,7 +149,7 @@ def _each(key: str, items: Iterator, check: Callable[[dict, str], Found]) -> Fou
         if isinstance(item, dict):
             yield from check(item, name)
         else:
-            yield 'odd item', name, short(item)
+            yield 'malformed item', name, short(item)
 
 
 def _check_box(annotation: dict, item: str, image: Image) -> Found:
@@ -149,11 +164,11 @@ def _check_box(annotation: dict, item: str, image: Image) -> Found:
     elif width <= 0 or height <= 0:
         yield 'bbox without area', item, short(box)
     elif x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0:
-        yield 'bbox outside', item, f'{box} in {image.width} x {image.height}'
+        yield 'bbox outside', item, f'{box} in {image}'
     elif width < 1 or height < 1:
         yield 'bbox below a pixel', item, short(box)
     elif min(x, y) < -EDGE or x + width > image.width + EDGE or y + height > image.height + EDGE:
-        yield 'bbox beyond the edge', item, f'{box} in {image.width} x {image.height}'
+        yield 'bbox beyond the edge', item, f'{box} in {image}'
 
 
 def _check_numbers(annotation: dict, item: str) -> Found:
@@ -173,7 +188,7 @@ def _check_mask(annotation: dict, item: str, image: Image) -> Found:
     elif isinstance(mask, dict):
         yield from _check_run_lengths(mask, item, image)
     elif not isinstance(mask, list) or any(not isinstance(p, list) or not _are_numbers(p) for p in mask):
-        yield 'odd segmentation', item, _entry(annotation, 'segmentation')
+        yield 'malformed segmentation', item, _entry(annotation, 'segmentation')
     else:
         far = FAR * max(image.width, image.height)
         for place, polygon in enumerate(mask):

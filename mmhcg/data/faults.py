@@ -36,15 +36,15 @@ KINDS: dict[str, tuple[Use, str]] = {
     'no categories': (Use.ALL, 'crash at the start'),
     'no annotations': (OBJECTS, 'nothing to learn, and an AP of -1'),
     'no objects': (SCORED, 'an AP of -1'),  # in training, images of background
-    'odd item': (Use.ALL, 'crash at the start'),
-    'odd id': (Use.ALL, 'crash, or never matched'),
+    'malformed item': (Use.ALL, 'crash at the start'),
+    'malformed id': (Use.ALL, 'crash, or never matched'),
     'duplicate image id': (Use.ALL, 'the last of them gets the objects of all'),
     'duplicate category id': (Use.ALL, 'labels of other classes are shifted'),
     'duplicate category name': (Use.ALL, 'labels of other classes are shifted'),
     'duplicate annotation id': (OBJECTS, 'crash at the start'),
     'annotation id 0': (HARMLESS, 'pycocotools counts it as never found'),
-    'odd file name': (Use.IMAGES, 'crash at the start'),
-    'odd image size': (Use.IMAGES | Use.SCORE_MASKS, 'crash at the start, or no mask fits'),
+    'malformed file name': (Use.IMAGES, 'crash at the start'),
+    'malformed image size': (Use.IMAGES | Use.SCORE_MASKS, 'crash at the start, or no mask fits'),
     'file outside the folder': (HARMLESS, 'read from there, wherever the data is moved to'),
     'unknown image': (HARMLESS, 'skipped'),
     'unknown category': (HARMLESS, 'skipped'),
@@ -59,7 +59,7 @@ KINDS: dict[str, tuple[Use, str]] = {
     'area not positive': (HARMLESS, 'skipped in training, of no size in scoring'),
     'no iscrowd': (SCORED, 'crash when scored'),
     'no segmentation': (ANY_MASKS, 'crash when the image is reached'),
-    'odd segmentation': (ANY_MASKS, 'crash when the image is reached'),
+    'malformed segmentation': (ANY_MASKS, 'crash when the image is reached'),
     'NaN or infinity in polygon': (ANY_MASKS, 'kills the process without a message'),
     'polygon far outside': (ANY_MASKS, 'fills the memory until the process is killed'),
     'too few points in the first polygon': (Use.SCORE_MASKS, 'skipped in training, crash when scored'),
@@ -88,7 +88,7 @@ class Fault(NamedTuple):
 
     def __str__(self) -> str:
         where = ': '.join(filter(None, (self.file, self.item)))
-        what = f', {self.what}' if self.what else ''
+        what = f', {self.what}' if self.what not in ('', self.kind) else ''
         text = f'{where}: {self.kind}{what} ({KINDS[self.kind][1]})'
         # File names may hold line breaks, control sequences and halves of characters.
         return ''.join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

@@ -20,10 +20,15 @@ TURNED = (5, 6, 7, 8)  # its values that exchange width and height
 MAX_PIXELS = 2**25  # decoded at a time, in 134 MB or less
 
 
-def missing_images(listed: AnnotationFile, folder: str) -> Iterator[Fault]:
-    """The images that are not there; listing each folder once costs less than asking for each file."""
+def missing_images(listed: AnnotationFile, folder: str, with_objects: bool = False) -> Iterator[Fault]:
+    """The images that are not there, of those `with_objects` or of all.
+
+    Listing each folder once costs less than asking for each file.
+    """
     present: dict[str, set[str]] = {}
     for number, image in _named(listed):
+        if with_objects and number not in listed.with_objects:
+            continue
         path = os.path.join(folder, image.name)
         parent, name = os.path.split(path)
         if parent not in present:

@@ -17,8 +17,7 @@ from mmhcg.runs.classification import check_classification_data
 from mmhcg.runs.config import dicts_of, is_classifier
 from mmhcg.runs.datasets import LAYOUT, leaf_datasets, metrics
 from mmhcg.runs.errors import UserError
-
-RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
+from mmhcg.runs.processes import is_first
 
 
 class Reader(NamedTuple):
@@ -28,7 +27,8 @@ class Reader(NamedTuple):
     path: str
     use: Use
     classes: list[str]
-    folder: str | None  # of the images, None where it reads none
+    folder: str | None = None  # of the images that it reads, if it does
+    drops_empty: bool = False  # and whether it passes over images without objects of its classes
 
 
 def check_data(cfg: Config, modes: Sequence[str]) -> list[str]:
@@ -47,21 +47,18 @@ def check_data(cfg: Config, modes: Sequence[str]) -> list[str]:
     if is_classifier(cfg):
         check_classification_data(cfg, modes)
         return []
-    wanted = [
-        (f'{mode}_dataloader', _below_root(dataset, dataset.get('ann_file')))
-        for mode in modes
-        for dataset in leaf_datasets(cfg, mode)
+    wanted = [(f'{mode}_dataloader', part) for mode in modes for part in leaf_datasets(cfg, mode)]
+    wanted += [(f'{mode}_evaluator', part) for mode in modes for part in metrics(cfg, mode)]
+    paths = [(where, _annotation_path(part)) for where, part in wanted]
+    missing = [
+        f'  {where}: {os.path.abspath(path)}' for where, path in paths if path and not os.path.isfile(path)
     ]
-    wanted += [
-        (f'{mode}_evaluator', metric.get('ann_file')) for mode in modes for metric in metrics(cfg, mode)
-    ]
-    missing = [f'  {where}: {os.path.abspath(path)}' for where, path in wanted if _is_missing(path)]
     if missing:
         raise UserError(
             'no annotation file where the config looks for one:\n' + '\n'.join(missing) + '\n'
             f"--data-root DIR points all of them at a folder in COCO's layout ({LAYOUT})"
         )
-    if int(os.environ.get(RANKS.get(cfg.get('launcher'), ''), 0)):
+    if not is_first(cfg.get('launcher')):
         return []
     readers = [reader for mode in modes for reader in _readers(cfg, mode)]
     notes = [_check_file(path, readers) for path in {reader.path: 0 for reader in readers}]
@@ -74,11 +71,13 @@ def _check_file(path: str, readers: Iterable[Reader]) -> str | None:
     use = Use(0)
     for reader in readers:
         use |= reader.use
-    file, tally = AnnotationFile(path, use), Tally()
+    classes = {name for reader in readers for name in reader.classes}
+    file, tally = AnnotationFile(path, use, classes), Tally()
     for fault in file.faults():
         tally.add(fault)
-    for folder in {reader.folder: 0 for reader in readers if reader.folder is not None}:
-        for fault in missing_images(file, folder):
+    folders = dict.fromkeys((reader.folder, reader.drops_empty) for reader in readers)
+    for folder, drops_empty in folders:
+        for fault in () if folder is None else missing_images(file, folder, with_objects=drops_empty):
             tally.add(fault)
     if tally.first(stops=True):
         raise UserError(_message(file, readers, tally))
@@ -88,7 +87,7 @@ def _check_file(path: str, readers: Iterable[Reader]) -> str | None:
     if not tally.counts:
         return None
     counts = tally.summary(stops=False)
-    return f'{path} has what will be skipped or is odd: {counts}\n{_lines(tally.first(stops=False))}'
+    return f'{path} has what will be skipped or looks wrong: {counts}\n{_lines(tally.first(stops=False))}'
 
 
 def _message(file: AnnotationFile, readers: Sequence[Reader], tally: Tally) -> str:
@@ -122,10 +121,10 @@ def _readers(cfg: Config, mode: str) -> Iterator[Reader]:
     classes: list[str] = []
     for dataset in leaf_datasets(cfg, mode):
         where, cls = f'{mode}_dataloader', _class_of(dataset, DATASETS)
-        path = _below_root(dataset, dataset.get('ann_file'))
+        path = _annotation_path(dataset)
         # A dataset with its own way to read annotations may also number classes in its own way.
         coco = getattr(cls, 'load_data_list', None) is CocoDataset.load_data_list
-        if not coco or not _is_local(dataset, path):
+        if not coco or not path:
             continue
         use = _use(dataset)
         unlabelled = mode == 'train' and not use & OBJECTS
@@ -136,18 +135,23 @@ def _readers(cfg: Config, mode: str) -> Iterator[Reader]:
         if panoptic or (mode != 'train' and not scoring):  # a test set need not have annotations
             use = Use.IMAGES
         folder = _below_root(dataset, (dataset.get('data_prefix') or {}).get('img', ''))
-        yield Reader(where, path, use, classes, folder)
+        if dataset.get('indices') is not None:  # which images those are is MMEngine's to know
+            folder = None
+        drops_empty = not dataset.get('test_mode') and (dataset.get('filter_cfg') or {}).get(
+            'filter_empty_gt'
+        )
+        yield Reader(where, path, use, classes, folder, bool(drops_empty))
         if panoptic:  # things alone are scored by CocoMetric, in a file that has no stuff
             classes = []
     for metric in metrics(cfg, mode):
-        cls, path = _class_of(metric, METRICS), metric.get('ann_file')
+        cls, path = _class_of(metric, METRICS), _annotation_path(metric)
         coco = cls is CocoTwelve or getattr(cls, 'compute_metrics', None) is CocoMetric.compute_metrics
-        if coco and _is_local(metric, path) and not metric.get('sort_categories'):
+        if coco and path and not metric.get('sort_categories'):
             use = Use.IMAGES
             if metric in scoring:
                 scored = metric.get('metric', 'bbox')
                 use = Use.SCORE | Use.SCORE_MASKS if 'segm' in scored else Use.SCORE
-            yield Reader(f'{mode}_evaluator', path, use, classes, None)
+            yield Reader(f'{mode}_evaluator', path, use, classes)
 
 
 def _use(dataset: ConfigDict) -> Use:
@@ -168,15 +172,13 @@ def _class_of(part: ConfigDict, registry: object) -> type | None:
     return registry.get(kind) if isinstance(kind, str) else kind
 
 
-def _is_local(part: ConfigDict, path: str | None) -> bool:
-    backend = (part.get('backend_args') or {}).get('backend', 'local')
-    return bool(path) and os.path.isfile(path) and backend == 'local'
+def _annotation_path(part: ConfigDict) -> str | None:
+    """The file on a local disk that a dataset or metric reads, if it is there that it looks for one."""
+    path = _below_root(part, part.get('ann_file'))
+    local = (part.get('backend_args') or {}).get('backend', 'local') == 'local'
+    return path if path and local and '://' not in path else None
 
 
 def _below_root(dataset: ConfigDict, name: str | None) -> str | None:
     root = dataset.get('data_root') or ''
     return name if name is None or is_abs(name) else os.path.join(root, name)
-
-
-def _is_missing(path: str | None) -> bool:
-    return bool(path) and '://' not in path and not os.path.isfile(path)

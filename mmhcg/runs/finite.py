@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
+from glob import escape, glob
 from typing import Any, NoReturn
 
 import torch
@@ -110,11 +112,17 @@ def _stop(runner: Runner, fault: str, data_batch: Any = None) -> NoReturn:
     if isinstance(data_batch, dict):
         when = f'in iteration {runner.iter + 1} (epoch {runner.epoch + 1})'
         images = ''.join(f'\n  {image}' for image in images_of(data_batch.get('data_samples')))
-        look = f' The batch:{images}\nLook at these images and their annotations.'
-    message = (
-        f'training diverged {when}: {fault}.{look} Checkpoints from before are whole, in {runner.work_dir}. '
-        'Where the data is fine, lower optim_wrapper.optimizer.lr, or clip the gradients: '
-        'optim_wrapper.clip_grad=dict(max_norm=35)'
+        look = f'\nThe batch:{images}\nLook at these images and their annotations.'
+    saved = glob(os.path.join(escape(runner.work_dir), '*.pth'))
+    error = DivergedError(
+        f'training diverged {when}: {fault}.{look}\nWhere the data is fine, lower optim_wrapper.optimizer.lr, '
+        'or clip the gradients: optim_wrapper.clip_grad=dict(max_norm=35). '
+        + (
+            f'Checkpoints from before are whole, in {runner.work_dir}'
+            if saved
+            else 'No checkpoint was written'
+        )
     )
-    runner.logger.error(message)
-    raise DivergedError(message)
+    runner.logger.error(str(error))
+    error.is_logged = True
+    raise error

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 import mmhcg  # noqa: F401  registers HCGNet and prepares the stack, before anything imports mmdet
 from mmhcg.runs import preflight, pretrained
 from mmhcg.runs.config import is_classifier, load_config
+from mmhcg.runs.data_checks import check_data
 from mmhcg.runs.datasets import metrics, move_data
 from mmhcg.runs.errors import UserError
 from mmhcg.runs.loading import check_loading
@@ -66,14 +67,15 @@ def train(
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
     if resume:
         cfg.resume, cfg.load_from = True, None if resume is True else str(resume)
-    content, notes = _settle_start(cfg, backbone_type, no_pretrained)
-    notes += preflight.check_data(cfg, ('train', 'val'))
+    content, notes = _choose_weights(cfg, backbone_type, no_pretrained)
+    notes += check_data(cfg, ('train', 'val'))
     notes += _make_safe(cfg)
     with sole_run(cfg.work_dir, launcher):  # before the Runner writes its first file
         runner = _build_runner(cfg)
         if content:
             check_loading(cfg, content, runner)
         del content  # it is as large as what the run will load
+        runner.start_is_settled = True
         for note in notes:
             runner.logger.warning(note)
         runner.train()
@@ -116,7 +118,7 @@ def test(
     preflight.check_backbone(cfg)
     checkpoint = str(checkpoint)
     content = preflight.check_checkpoint(checkpoint)
-    notes = preflight.check_data(cfg, ('test',))
+    notes = check_data(cfg, ('test',))
     pretrained.drop_pretrained(cfg)
     cfg.load_from, cfg.resume = checkpoint, False
     if show_dir is not None:
@@ -153,6 +155,7 @@ def _load(
         cfg.work_dir = os.path.join('work_dirs', Path(cfg.filename or 'run').stem)
     if data_root is not None:
         move_data(cfg, str(data_root))
+        cfg.merge_from_dict(cfg_options or {})  # a file that these name is that file, wherever it lies
     return cfg
 
 
@@ -167,7 +170,9 @@ def _make_safe(cfg: Config) -> list[str]:
     return []
 
 
-def _settle_start(cfg: Config, backbone_type: type, no_pretrained: bool) -> tuple[dict[str, Any], list[str]]:
+def _choose_weights(
+    cfg: Config, backbone_type: type, no_pretrained: bool
+) -> tuple[dict[str, Any], list[str]]:
     """Decide where the first weights come from, and what is resumed.
 
     Returns the content of the checkpoint that the run will load, and what to log.

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch.optim import Optimizer
 
@@ -27,11 +28,12 @@ def check_loading(cfg: Config, content: dict[str, Any], runner: Runner) -> None:
         UserError: The optimizer's state is another optimizer's, or none of the file's names is the model's.
     """
     path = os.path.abspath(cfg.load_from)
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     if cfg.resume:
-        check_fit(path, content, runner.model)
+        check_fit(path, content, model)
         _check_optimizer(path, content['optimizer'], runner)
     elif 'detector' not in cfg.model:  # wrappers have names of their own for what they wrap
-        names, wanted = content.get('state_dict', content), runner.model.state_dict()
+        names, wanted = content.get('state_dict', content), model.state_dict()
         if not {str(name).removeprefix('module.') for name in names} & wanted.keys():
             examples = f'{next(iter(names), None)!r} instead of {next(iter(wanted))!r}'
             raise UserError(f"checkpoint {path}: none of its names is the model's, e.g. {examples}")

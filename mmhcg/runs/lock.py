@@ -12,6 +12,7 @@ from typing import IO
 from mmengine.logging import print_log
 
 from mmhcg.runs.errors import UserError
+from mmhcg.runs.processes import is_first
 
 try:
     import fcntl
@@ -19,7 +20,6 @@ except ImportError:  # Windows, where nothing keeps a second run out
     fcntl = None
 
 NAME = '.run.lock'
-RANK = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 _ours: set[str] = set()
 
 
@@ -34,8 +34,7 @@ def sole_run(work_dir: str, launcher: str = 'none') -> Iterator[None]:
         UserError: another run has the work dir.
     """
     path = os.path.join(os.path.realpath(work_dir), NAME)
-    is_first = int(os.environ.get(RANK.get(launcher, ''), 0)) == 0
-    if fcntl is None or not is_first or path in _ours:
+    if fcntl is None or not is_first(launcher) or path in _ours:
         yield
         return
     os.makedirs(work_dir, exist_ok=True)

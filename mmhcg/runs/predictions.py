@@ -93,6 +93,8 @@ class CheckedPredictions(Hook):
                 'such boxes would say anything. Look at these images, or test without mixed precision'
             )
         for sample in samples:
+            if not hasattr(sample, 'get'):  # of no detector
+                continue
             for image in sample.get('video_data_samples', [sample]):  # trackers give a sample for each video
                 _check_numbers(image)
                 self._seen.add(image.get('img_id'))

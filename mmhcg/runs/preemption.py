@@ -23,6 +23,8 @@ INTERRUPTED = 'interrupted.pth'
 class PreemptionHook(Hook):
     """On a signal, saves `interrupted.pth` in the work dir after the iteration and exits with code 75.
 
+    A second Ctrl-C stops at once, and saves nothing.
+
     Several processes stop after the same iteration, whichever got the signal. During validation the first
     one decides alone, since their numbers of batches may differ.
 
@@ -32,7 +34,7 @@ class PreemptionHook(Hook):
 
     priority = 'LOWEST'  # when the iteration has changed all it changes
 
-    def __init__(self, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1')) -> None:
+    def __init__(self, signals: Sequence[str] = ('SIGTERM', 'SIGUSR1', 'SIGINT')) -> None:
         self.signals = [getattr(signal, name) for name in signals if hasattr(signal, name)]
         self._received: str | None = None
         self._handlers: dict[int, Any] = {}
@@ -70,6 +72,13 @@ class PreemptionHook(Hook):
             raise SystemExit(EXIT_CODE)
 
     def _note(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            if self._received == 'SIGINT':
+                raise KeyboardInterrupt
+            # Not by print, which a signal may interrupt and which must not be entered anew.
+            os.write(
+                2, b'\nCtrl-C: stopping after this iteration, with a checkpoint; again to stop at once\n'
+            )
         self._received = signal.Signals(number).name
 
     def _save(self, runner: Runner, **meta: Any) -> None:

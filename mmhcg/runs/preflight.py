@@ -10,13 +10,10 @@ import torch
 from mmengine.config import Config
 
 from mmhcg.runs.config import detector_of, is_classifier
-from mmhcg.runs.data_checks import check_data
 from mmhcg.runs.errors import UserError
 from mmhcg.weights.entries import form_fault, tensors_of, value_fault
 
 TRAINING_STATE = ('meta', 'optimizer', 'message_hub')  # of MMEngine's checkpoints, beside the weights
-
-__all__ = ['check_amp', 'check_backbone', 'check_checkpoint', 'check_data']
 
 
 def check_backbone(cfg: Config) -> type:

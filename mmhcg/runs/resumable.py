@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
-from signal import SIG_IGN, SIGTERM, signal
+from threading import Thread
 from typing import Callable
 
 import torch
@@ -64,10 +66,20 @@ class _Passes:
 
 
 def _start_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
-    """Slurm signals every process: a worker that dies of it takes the run down before it has saved."""
-    signal(SIGTERM, SIG_IGN)
+    """Slurm signals every process, and Ctrl-C too: a worker that dies of it takes the run down unsaved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):  # macOS and Windows lack it
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        Thread(target=_end_with_the_run, daemon=True).start()
     if init is not None:
         init(worker_id)
+
+
+def _end_with_the_run() -> None:
+    """Die of no SIGTERM but the run's own, by which Python ends persistent workers at its exit."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class EpochLoop(EpochBasedTrainLoop):

@@ -12,6 +12,7 @@ from mmhcg.runs.errors import UserError
 from mmhcg.runs.preflight import check_checkpoint
 
 POINTER = 'last_checkpoint'  # MMEngine's file in the work dir that names the newest checkpoint
+SAVED = (POINTER, 'epoch_*.pth', 'iter_*.pth', 'best_*.pth', 'interrupted.pth')  # what a run leaves there
 
 
 class Start(NamedTuple):
@@ -29,10 +30,17 @@ def settle_start(resume: bool, load_from: str | None, work_dir: str) -> Start:
     A run that `torchrun --max-restarts` has started again resumes by itself if it has saved anything yet.
 
     Raises:
-        UserError: there is nothing to resume.
+        UserError: there is nothing to resume, or something that a run from its beginning would overwrite.
     """
-    if was_restarted() and os.path.isfile(os.path.join(work_dir, POINTER)):
+    saved = [path.name for pattern in SAVED for path in sorted(Path(work_dir).glob(pattern))]
+    if was_restarted() and saved:
         resume, load_from = True, None
+    if not resume and saved:
+        raise UserError(
+            f'{os.path.abspath(work_dir)} holds the checkpoints of an earlier run ({", ".join(saved[:5])}), '
+            'which this one would overwrite: go on with that run by --resume, or name another folder by '
+            '--work-dir'
+        )
     if not resume:
         return Start(False, load_from, {}, [])
     if load_from:
@@ -78,6 +86,8 @@ def newest_checkpoint(work_dir: str) -> Start:
     pointer, notes = Path(work_dir, POINTER), []
     named = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
     if named:
+        if '://' in named:
+            return Start(True, named, check_checkpoint(named, resume=True), [])
         # MMEngine notes the path as it was seen when and where training was started.
         beside = Path(work_dir, Path(named).name)
         candidates = [beside if beside.is_file() else Path(named)]
@@ -88,6 +98,7 @@ def newest_checkpoint(work_dir: str) -> Start:
         file
         for folder in {Path(work_dir), *(path.parent for path in candidates)}
         for file in folder.glob('*.pth')
+        if file.is_file()  # and no link to what is gone
     }
     candidates += sorted(others - set(candidates), key=os.path.getmtime, reverse=True)
     for path in candidates:
@@ -106,10 +117,7 @@ def newest_checkpoint(work_dir: str) -> Start:
     )
 
 
-def point_at(work_dir: str, checkpoint: str | None) -> None:
-    """Let `last_checkpoint` name this file; without one, let there be none."""
+def point_at(work_dir: str, checkpoint: str) -> None:
+    """Let `last_checkpoint` name this file."""
     pointer = os.path.join(work_dir, POINTER)
-    if checkpoint:
-        put_text(checkpoint if '://' in checkpoint else os.path.abspath(checkpoint), pointer)
-    elif os.path.isfile(pointer):
-        os.remove(pointer)
+    put_text(checkpoint if '://' in checkpoint else os.path.abspath(checkpoint), pointer)

@@ -25,6 +25,8 @@ class SafeRunner(Runner):
     the same class, loops and data loaders of its own.
     """
 
+    start_is_settled = False  # what to resume, by whoever built this one
+
     def train(self) -> nn.Module:
         """Train, alone in the work dir.
 
@@ -32,26 +34,27 @@ class SafeRunner(Runner):
             UserError: there is nothing to resume, another run has the work dir, or a file cannot be written.
         """
         with sole_run(self.work_dir, self.launcher):
-            self._settle_start()
+            if not self.start_is_settled:
+                self._settle_start()
+            if restarts_may_fail():
+                self.logger.warning(
+                    'torchrun --max-restarts: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or processes that it '
+                    'starts again may look for those that died'
+                )
+            if was_restarted() and not self._resume:
+                self.logger.warning('torchrun started this run again before it had saved: it starts afresh')
             if self.rank == 0:
                 for leftover in glob(os.path.join(escape(self.work_dir), f'*{UNFINISHED}')):
                     os.remove(leftover)
-                # of an earlier run that this one does not continue
-                point_at(self.work_dir, self._load_from if self._resume else None)
+                if self._resume:
+                    point_at(self.work_dir, self._load_from)
             try:
                 return super().train()
             finally:
                 self.call_hook('leave_train')
 
     def _settle_start(self) -> None:
-        """Find the checkpoint to resume and take its seed, unless `mmhcg.runs.train` has done so."""
-        if restarts_may_fail():
-            self.logger.warning(
-                'torchrun --max-restarts: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or processes that it '
-                'starts again may look for those that died'
-            )
-        if self._resume and self._load_from and self._randomness_cfg.get('seed') is not None:
-            return
+        """Find the checkpoint to resume and take its seed."""
         start = settle_start(self._resume, self._load_from, self.work_dir)
         self._resume, self._load_from = start.resume, start.load_from
         randomness = settle_seed(start, self._randomness_cfg)
@@ -60,8 +63,6 @@ class SafeRunner(Runner):
             self.set_randomness(**randomness)
         for note in start.notes:
             self.logger.warning(note)
-        if was_restarted() and not self._resume:
-            self.logger.warning('torchrun started this run again before it had saved: it starts afresh')
 
     @staticmethod
     def build_dataloader(*args: Any, **kwargs: Any) -> DataLoader:
@@ -94,6 +95,8 @@ class SafeRunner(Runner):
         try:
             super().save_checkpoint(*args, **kwargs)
         except OSError as error:
+            if error.filename is None:  # of a network, for one
+                raise
             raise UserError(
                 f'cannot write the checkpoint {error.filename}: {error.strerror}. Earlier checkpoints are as '
                 'they were: make room, then go on by --resume'
