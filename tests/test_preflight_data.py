@@ -13,8 +13,8 @@ from mmengine.registry import init_default_scope
 from tiny_run import CLASSES, load_tool, write_config, write_data
 
 from mmhcg.runs import UserError
-from mmhcg.runs.datasets import move_data
 from mmhcg.runs.data_checks import check_data
+from mmhcg.runs.datasets import move_data
 
 COCO_NAMES = ('person', 'bicycle', 'car')
 VAL = 'annotations/instances_val2017.json'

@@ -19,8 +19,8 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmhcg.analysis.benchmark import machine
 from mmhcg.runs import UserError, test
 from mmhcg.runs.config import load_config
-from mmhcg.runs.datasets import leaf_datasets, metrics, move_data
 from mmhcg.runs.data_checks import check_data
+from mmhcg.runs.datasets import leaf_datasets, metrics, move_data
 
 SCORES = {'top1': ('top1', 100), 'bbox_mAP': ('box AP', 1)}  # evaluators' numbers: name here, best value
 CLASSIFIERS = ('ImageClassifier', 'mmpretrain.ImageClassifier')
