@@ -203,7 +203,7 @@ def test_workers_survive_a_signal_to_all_processes_and_end_with_the_run(folder, 
 def test_a_second_ctrl_c_stops_at_once(capfd):
     hook = PreemptionHook()
     hook._note(signal.SIGINT, None)
-    assert 'stopping after this iteration' in capfd.readouterr().err
+    assert 'saves and stops after this iteration' in capfd.readouterr().err
     with pytest.raises(KeyboardInterrupt):
         hook._note(signal.SIGINT, None)
 

@@ -137,10 +137,8 @@ def _readers(cfg: Config, mode: str) -> Iterator[Reader]:
         folder = _below_root(dataset, (dataset.get('data_prefix') or {}).get('img', ''))
         if dataset.get('indices') is not None:  # which images those are is MMEngine's to know
             folder = None
-        drops_empty = not dataset.get('test_mode') and (dataset.get('filter_cfg') or {}).get(
-            'filter_empty_gt'
-        )
-        yield Reader(where, path, use, classes, folder, bool(drops_empty))
+        drops_empty = bool((dataset.get('filter_cfg') or {}).get('filter_empty_gt'))
+        yield Reader(where, path, use, classes, folder, drops_empty and not dataset.get('test_mode'))
         if panoptic:  # things alone are scored by CocoMetric, in a file that has no stuff
             classes = []
     for metric in metrics(cfg, mode):

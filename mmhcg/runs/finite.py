@@ -114,14 +114,10 @@ def _stop(runner: Runner, fault: str, data_batch: Any = None) -> NoReturn:
         images = ''.join(f'\n  {image}' for image in images_of(data_batch.get('data_samples')))
         look = f'\nThe batch:{images}\nLook at these images and their annotations.'
     saved = glob(os.path.join(escape(runner.work_dir), '*.pth'))
+    before = f'Checkpoints from before are whole, in {runner.work_dir}' if saved else 'There is no checkpoint'
     error = DivergedError(
-        f'training diverged {when}: {fault}.{look}\nWhere the data is fine, lower optim_wrapper.optimizer.lr, '
-        'or clip the gradients: optim_wrapper.clip_grad=dict(max_norm=35). '
-        + (
-            f'Checkpoints from before are whole, in {runner.work_dir}'
-            if saved
-            else 'No checkpoint was written'
-        )
+        f'training diverged {when}: {fault}.{look}\nWhere the data is fine, lower '
+        f'optim_wrapper.optimizer.lr, or clip the gradients: optim_wrapper.clip_grad=dict(max_norm=35). {before}'
     )
     runner.logger.error(str(error))
     error.is_logged = True

@@ -76,9 +76,7 @@ class PreemptionHook(Hook):
             if self._received == 'SIGINT':
                 raise KeyboardInterrupt
             # Not by print, which a signal may interrupt and which must not be entered anew.
-            os.write(
-                2, b'\nCtrl-C: stopping after this iteration, with a checkpoint; again to stop at once\n'
-            )
+            os.write(2, b'\nCtrl-C: saves and stops after this iteration; once more: stops at once\n')
         self._received = signal.Signals(number).name
 
     def _save(self, runner: Runner, **meta: Any) -> None:
