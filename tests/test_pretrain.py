@@ -19,8 +19,8 @@ from tiny_run import CONFIGS, load_tool, read_scalars, write_config, write_data
 
 from mmhcg import runs
 from mmhcg.runs import UserError, preflight, pretrained
-from mmhcg.runs.data_checks import check_data
 from mmhcg.runs.config import load_config
+from mmhcg.runs.data_checks import check_data
 from mmhcg.runs.datasets import leaf_datasets, move_data
 from mmhcg.stack.checkpoints import load_checkpoint_file
 from mmhcg.weights import WeightsError, convert_checkpoint, save_weights

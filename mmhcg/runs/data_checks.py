@@ -75,10 +75,10 @@ def _check_file(path: str, readers: Iterable[Reader]) -> str | None:
     file, tally = AnnotationFile(path, use, classes), Tally()
     for fault in file.faults():
         tally.add(fault)
-    folders = dict.fromkeys((reader.folder, reader.drops_empty) for reader in readers)
-    for folder, drops_empty in folders:
-        for fault in () if folder is None else missing_images(file, folder, with_objects=drops_empty):
-            tally.add(fault)
+    for folder, drops_empty in {(reader.folder, reader.drops_empty): 0 for reader in readers}:
+        if folder is not None:
+            for fault in missing_images(file, folder, with_objects=drops_empty):
+                tally.add(fault)
     if tally.first(stops=True):
         raise UserError(_message(file, readers, tally))
     for reader in readers:

@@ -117,7 +117,8 @@ def _stop(runner: Runner, fault: str, data_batch: Any = None) -> NoReturn:
     before = f'Checkpoints from before are whole, in {runner.work_dir}' if saved else 'There is no checkpoint'
     error = DivergedError(
         f'training diverged {when}: {fault}.{look}\nWhere the data is fine, lower '
-        f'optim_wrapper.optimizer.lr, or clip the gradients: optim_wrapper.clip_grad=dict(max_norm=35). {before}'
+        'optim_wrapper.optimizer.lr, or clip the gradients: optim_wrapper.clip_grad=dict(max_norm=35). '
+        f'{before}'
     )
     runner.logger.error(str(error))
     error.is_logged = True
