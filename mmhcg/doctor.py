@@ -5,6 +5,7 @@ It looks at files and versions before it imports anything, so that it has an ans
 
 from __future__ import annotations
 
+import argparse
 import ast
 import platform
 import re
@@ -15,6 +16,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import Distribution, distributions, requires
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import fill
 from typing import NamedTuple
 
 PACKAGE = Path(__file__).parent
@@ -40,20 +42,34 @@ class Problem(NamedTuple):
     mend: str
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print the report; exit code 1 where something has to be mended."""
+    argparse.ArgumentParser(
+        prog='python -m mmhcg.doctor',
+        description='What is installed, what does not fit together, and the command that mends it. '
+        'Exit code 0: all fits; 1: something has to be mended.',
+    ).parse_args(argv)
     print(f'Python {platform.python_version()}, {platform.platform()}')
     for module, names in WANTED.items():
-        found = [f'{found.metadata["Name"]} {found.version}' for found in _installed(names)]
-        print(f'  {module:12} {", ".join(found) or "not installed"}')
+        print(f'  {module:12} {_versions(names) or "not installed"}')
     print(f'  {"mmhcg":12} in {PACKAGE}')
-    for line in operators():
-        print(line)
+    for name, extra in optional():
+        print(f'  {name:12} {_versions([name]) or f"not installed, optional: [{extra}]"}')
     problems = list(find_problems())
     for problem in problems:
         print(f'\nproblem: {problem.what}\n   mend: {problem.mend}')
     print(f'\n{len(problems)} problems' if problems else '\nall of it fits together')
+    for line in operators():
+        print(f'\n{line}')
     sys.exit(1 if problems else 0)
+
+
+def optional() -> Iterator[tuple[str, str]]:
+    """What the extras bring that only some of the tools need, each with the name of its extra."""
+    for text in requires('mmhcg') or ():
+        found = re.match(r'([\w.-]+).*extra == ["\'](pretrain|attack|export)', text)
+        if found:
+            yield found[1], found[2]
 
 
 def find_problems() -> Iterator[Problem]:
@@ -89,8 +105,9 @@ def operators() -> Iterator[str]:
     ours |= {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     missing = [name for name in names if name not in ours]
     provided = len(names) - len(missing)
-    yield f'mmcv operators: none compiled, {provided} of {len(names)} provided by mmhcg. Missing:'
-    yield f'  {", ".join(missing)}'
+    yield f'mmcv operators: none compiled, {provided} of {len(names)} provided by mmhcg. Missing:\n' + fill(
+        ', '.join(missing), 100, initial_indent='  ', subsequent_indent='  '
+    )
 
 
 def operator_names(mmcv: Path) -> set[str]:
@@ -158,6 +175,10 @@ def _import_error(module: str) -> str | None:
 def _installed(names: Iterable[str]) -> list[Distribution]:
     known = {_canonical(found.metadata['Name'] or ''): found for found in distributions()}
     return [known[name] for name in names if name in known]
+
+
+def _versions(names: Iterable[str]) -> str:
+    return ', '.join(f'{found.metadata["Name"]} {found.version}' for found in _installed(names))
 
 
 def _canonical(name: str) -> str:

@@ -283,12 +283,12 @@ def test_all_faults_are_named_in_one_pass(edited, capsys):
     edit(edited, spoil)
     code, lines, last = check(edited, capsys)
     assert code == 1
-    found = [re.search(r'(annotation|image) \d+\b.*?: ([\w ]+)', line).group(1, 2) for line in lines]
+    found = [re.search(r'(annotation|image) \d+\b.*?: ([\w ]*\w)', line).group(1, 2) for line in lines]
     assert found == [
         ('annotation', 'bbox without area'),
         ('annotation', 'no area'),
         ('annotation', 'polygon far outside'),
-        ('image', 'missing image '),
+        ('image', 'missing image'),
     ]
     assert r'val2017/g\none\ud800.jpg' in lines[-1]
     assert last.endswith(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -106,7 +107,8 @@ def test_operators_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(
         doctor, 'find_spec', lambda name: SimpleNamespace(origin=str(tmp_path / '__init__.py'))
     )
-    first, missing = doctor.operators()
+    (report,) = doctor.operators()
+    first, missing = report.splitlines()
     assert '1 of 2 provided by mmhcg' in first
     assert missing.split() == ['knn_forward']
     (tmp_path / '_ext.abi3.so').touch()
@@ -133,7 +135,8 @@ def test_a_broken_installation_is_survived_and_told(tmp_path):
 
 def test_this_installation_is_sound(capsys):
     with pytest.raises(SystemExit) as end:
-        doctor.main()
+        doctor.main([])
     out = capsys.readouterr().out
     assert end.value.code == 0, out
     assert 'all of it fits together' in out
+    assert re.search(r'foolbox +(foolbox [\d.]+|not installed, optional: \[attack\])\n', out)
