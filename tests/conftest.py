@@ -1,5 +1,12 @@
 """What every test starts from."""
 
+import os
+
+# Workers of pytest-xdist share the cores: with a thread for each core in each of them, most of the time would
+# go into waiting for one another. Read when PyTorch is imported, here and in the processes that tests start.
+if workers := int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 0)):
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // workers)))
+
 import pytest
 import torch
 from mmengine.registry import DefaultScope
