@@ -1,5 +1,6 @@
 """What every test starts from."""
 
+import functools
 import os
 
 # Workers of pytest-xdist share the cores: with a thread for each core in each of them, most of the time would
@@ -12,6 +13,12 @@ import torch
 from mmengine.registry import DefaultScope
 
 import mmhcg  # noqa: F401  provides mmcv's operators, before a test imports MMDetection
+
+# isort: split
+from mmengine.config import utils
+
+# To find a config by its name, MMEngine reads MMDetection's hundred lists of models each time, for a second.
+utils.load = functools.cache(utils.load)
 
 
 @pytest.fixture(autouse=True)
