@@ -1,14 +1,18 @@
-# `make demo` and `make test` set up .venv by themselves. PYTHON names the interpreter that it is made with.
+# `make demo`, `make test` and `make fast` set up .venv by themselves. PYTHON names the interpreter it is made with.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format
+.PHONY: demo test fast lint format
 
 demo: .venv/ready
 	$(BIN)/python tools/demo.py
 
 test: .venv/ready lint
 	$(BIN)/python -m pytest -n 2
+
+# Without the tests that start whole runs or processes.
+fast: .venv/ready lint
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
 lint: .venv/ready
 	$(BIN)/ruff check

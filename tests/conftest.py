@@ -1,10 +1,37 @@
 """What every test starts from."""
 
+import functools
+import os
+from typing import Any
+
+# Workers of pytest-xdist share the cores: with a thread for each core in each of them, most of the time would
+# go into waiting for one another. Read when PyTorch is imported, here and in the processes that tests start.
+if workers := int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 0)):
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // workers)))
+
 import pytest
 import torch
 from mmengine.registry import DefaultScope
 
 import mmhcg  # noqa: F401  provides mmcv's operators, before a test imports MMDetection
+
+# isort: split
+from mmengine.config import config, utils
+
+# To find a config by its name, MMEngine reads MMDetection's hundred lists of models each time, for a second.
+utils.load = functools.cache(utils.load)
+
+format_code, formatted = config.FormatCode, {}
+
+
+def format_once(code: str, **options: Any) -> tuple[str, bool]:
+    """yapf's answer. A run asks for the same text in its log, in its folder and in each checkpoint."""
+    if code not in formatted:
+        formatted[code] = format_code(code, **options)
+    return formatted[code]
+
+
+config.FormatCode = format_once
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,7 @@ def loss_of(features):
     return sum(feat.square().mean() for feat in features)
 
 
+@pytest.mark.slow
 def test_type_resolves_without_an_import_of_ours():
     code = (
         'from mmengine.registry import MODELS\n'
@@ -49,6 +50,7 @@ def test_both_registries_hold_the_class_that_the_package_exports():
         assert MODELS.get(name) is mmhcg.HCGNet
 
 
+@pytest.mark.slow
 def test_network_imports_nothing_of_openmmlab():
     code = (
         'import importlib.util, sys\n'
@@ -183,5 +185,6 @@ class Head(nn.Module):
         return loss_of(conv(feat) for conv, feat in zip(self.convs, features))
 
 
+@pytest.mark.slow
 def test_two_processes_leave_no_parameter_unused(tmp_path):
     mp.spawn(_train_a_step_of_each, args=(tmp_path / 'rendezvous',), nprocs=2)

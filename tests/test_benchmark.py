@@ -34,6 +34,7 @@ def test_saved_bytes_by_hand():
     assert saved == 2 * 8 * 4  # twice the same storage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('options', [['--phase', 'train'], ['--mode', 'deploy', '--dtype', 'bf16']])
 def test_benchmark_writes_what_it_prints(options, tmp_path, capsys):
     tool, path = load_tool('benchmark'), tmp_path / 'rows.csv'
@@ -67,6 +68,7 @@ def test_benchmark_writes_what_it_prints(options, tmp_path, capsys):
     assert (tmp_path / 'plot.png').stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_whole_detectors_are_measured_as_well(tmp_path, capsys):
     path = tmp_path / 'rows.csv'
     argv = [

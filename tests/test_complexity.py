@@ -52,9 +52,9 @@ def test_exact_count_of_every_part(counted):
     assert total(parts, 'exact', 'roi_head.bbox_head') == box
     assert total(parts, 'exact', 'roi_head.mask_head') == mask
 
-    state = random_state('b', dtype=torch.float32)
+    state = {name: tensor.to('meta') for name, tensor in random_state('b').items()}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        Oracle(state, 'b')(torch.zeros(1, 3, 800, 1280))
+        Oracle(state, 'b')(torch.zeros(1, 3, 800, 1280, device='meta', dtype=torch.float64))
     assert total(parts, 'exact', 'backbone') == counter.get_total_flops() // 2
 
     # As the issue of this package states them, in billions and millions.
@@ -209,7 +209,7 @@ def test_the_model_is_left_as_it_was():
 
 def test_what_our_gates_compute_instead_is_what_the_page_says():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        Trunk('b').eval()(torch.zeros(1, 3, 800, 1280))
+        Trunk('b').eval().to('meta')(torch.zeros(1, 3, 800, 1280, device='meta'))
     number = f'{counter.get_total_flops() / 2e9:.2f} G'
     assert number in (CONFIGS / 'README.md').read_text(encoding='utf-8')
 

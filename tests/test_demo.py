@@ -42,6 +42,7 @@ def demo(tmp_path_factory):
     return work_dir, scores
 
 
+@pytest.mark.slow
 def test_scores_hold_all_of_cocos_numbers(demo):
     work_dir, (_, scores) = demo
     assert json.loads((work_dir / 'scores.json').read_text()) == scores
@@ -51,12 +52,14 @@ def test_scores_hold_all_of_cocos_numbers(demo):
     assert scores['seconds']['all'] >= scores['seconds']['train'] > 0
 
 
+@pytest.mark.slow
 def test_log_and_checkpoint_are_there(demo):
     work_dir, _ = demo
     assert (work_dir / f'iter_{ITERATIONS}.pth').is_file()
     assert len(list(work_dir.glob('2*/2*.log'))) == 2  # of training and of testing
 
 
+@pytest.mark.slow
 def test_pictures_show_truth_beside_detections(demo):
     work_dir, _ = demo
     pictures = sorted((work_dir / 'pictures').iterdir())
@@ -76,6 +79,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
 
 
+@pytest.mark.slow
 def test_the_earlier_demo_is_kept(demo):
     work_dir, (scores, _) = demo
     earlier = work_dir / 'earlier_1'
@@ -107,6 +111,7 @@ def test_the_recipe_keeps_channels_innermost():
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_command_line_explains_itself():
     command = [sys.executable, str(REPO / 'tools' / 'demo.py'), '--help']
     done = subprocess.run(command, capture_output=True, text=True)

@@ -25,6 +25,7 @@ train_cfg = dict(max_epochs=4, val_interval=9)
 """
 
 
+@pytest.mark.slow
 def test_torchrun_trains_with_two_processes(tmp_path):
     write_config(tmp_path)
     write_data(tmp_path)
@@ -61,6 +62,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_does_not_wait_for_a_process_that_died(tmp_path):
     """Without a launcher that looks after them: the other one ends with an error, and an epoch is saved."""
     environment = write_faulty(tmp_path, dict(name='SIGKILL', rank=1, iteration=3))
@@ -88,6 +90,7 @@ def test_a_run_does_not_wait_for_a_process_that_died(tmp_path):
     assert load_checkpoint_file(tmp_path / 'work/epoch_1.pth')['meta']['iter'] == 2
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_go_on(tmp_path):
     """First one process is told to stop, and both do; then one dies; each time both start and go on."""
     stop = dict(name='SIGUSR1', rank=1, iteration=2, restart=0)

@@ -115,6 +115,7 @@ def test_operators_are_told_apart(tmp_path, monkeypatch):
     assert list(doctor.operators()) == ['mmcv operators: all 2 compiled']
 
 
+@pytest.mark.slow
 def test_a_broken_installation_is_survived_and_told(tmp_path):
     (tmp_path / 'mmengine').mkdir()
     (tmp_path / 'mmengine' / '__init__.py').write_text('raise ImportError("half of it is gone")')

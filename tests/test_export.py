@@ -8,6 +8,8 @@ from mmhcg.runs.config import build_detector
 
 pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
+
+pytestmark = pytest.mark.slow
 if not hasattr(torch.onnx, 'ONNXProgram'):
     pytest.skip('export needs PyTorch 2.6', allow_module_level=True)
 

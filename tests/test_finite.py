@@ -23,6 +23,8 @@ from mmhcg.runs.finite import FiniteTraining
 from mmhcg.runs.safe_runner import SafeRunner
 from mmhcg.stack.checkpoints import load_checkpoint_file
 
+pytestmark = pytest.mark.slow
+
 BIAS = 'roi_head.bbox_head.fc_cls.bias'
 MEAN = 'backbone.stem.0.norm.running_mean'  # which training updates, but does not read
 CONFIG = """

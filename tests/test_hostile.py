@@ -25,6 +25,8 @@ from mmhcg.runs import UserError
 from mmhcg.runs.loading import check_loading
 from mmhcg.stack.checkpoints import load_checkpoint_file
 
+pytestmark = pytest.mark.slow
+
 GIGABYTE = 2**30
 
 

@@ -42,6 +42,7 @@ def with_kernels_and_float32_as_it_is(monkeypatch):
         yield
 
 
+@pytest.mark.slow
 @compiled
 def test_in_the_interpreter():
     pytest.importorskip('triton', minversion='3.8', reason="Triton 3.5's interpreter cannot run them")

@@ -90,6 +90,7 @@ def shipped(package: Path) -> Path:
     return next(package.glob('lib/python*/site-packages')) / 'mmhcg/.mim'
 
 
+@pytest.mark.slow
 def test_wheel_holds_configs_and_tools_byte_for_byte(wheel):
     files = [REPO / 'model-index.yml', *CONFIGS.rglob('*'), *(REPO / 'tools').rglob('*')]
     expected = {
@@ -102,6 +103,7 @@ def test_wheel_holds_configs_and_tools_byte_for_byte(wheel):
         assert {name: archive.read(name) for name in names} == expected
 
 
+@pytest.mark.slow
 def test_source_archive_holds_what_a_wheel_is_built_from_and_no_tests(wheel):
     """Setuptools would add tests/test_*.py, without their helpers."""
     source = wheel.parent / 'source'
@@ -120,6 +122,7 @@ print([mmhcg.__file__, Config.fromfile('heir.py').to_dict(), get_config({name!r}
 """
 
 
+@pytest.mark.slow
 def test_installed_configs_are_found_by_name(environment, tmp_path):
     name = f'mmhcg::{MASK_B}'
     (tmp_path / 'heir.py').write_text(f'_base_ = {name!r}')
@@ -129,6 +132,7 @@ def test_installed_configs_are_found_by_name(environment, tmp_path):
     assert heir == config == Config.fromfile(CONFIGS / MASK_B).to_dict()
 
 
+@pytest.mark.slow
 def test_installed_tool_trains_as_mim_calls_it(environment, tmp_path):
     """`mim train mmhcg tiny.py ...` runs this very command."""
     (tmp_path / 'tiny.py').write_text(CONFIG.format(base=f'mmhcg::{MASK_B}', classes=CLASSES))
@@ -157,6 +161,7 @@ def test_unknown_name_lists_the_configs(tmp_path):
         assert str(error.value).endswith(f'It has {", ".join(NAMES)}')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('beside', [(), ('configs/foreign.py', 'model-index.yml')], ids=['nothing', 'others'])
 def test_a_copy_of_the_package_alone_can_be_imported(tmp_path, beside):
     """Of its configs it says that they are not there, and takes no others for them."""

@@ -12,6 +12,8 @@ from tiny_run import load_tool, write_config, write_data
 
 from mmhcg.runs.config import build_detector
 
+pytestmark = pytest.mark.slow
+
 IMAGE = r'\S*shapes/val2017/000000000003\.png \(id 3\)'
 HEAD = "model = dict(roi_head=dict(type='SpoiltRoIHead', image=3, what={!r}, value={}))\n"
 OTHER_METRIC = "test_evaluator = dict(metric_items=['mAP'])\n"  # for which CocoTwelve does not stand in

@@ -35,6 +35,7 @@ def retinanet():
     return build_untrained(load_config(RETINANET))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', SPECIAL)
 def test_a_detector_gets_what_it_needs(name):
     rehearsal = rehearse(build_untrained(load_config(f'mmdet::{name}')))

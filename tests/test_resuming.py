@@ -33,6 +33,8 @@ from mmhcg.runs.resuming import newest_checkpoint
 from mmhcg.runs.run_state import set_random_state
 from mmhcg.stack.checkpoints import load_checkpoint_file
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).parent / 'data'
 
 

@@ -23,6 +23,8 @@ pytest.importorskip('foolbox', reason="needs foolbox: pip install 'mmhcg[attack]
 from mmhcg.analysis.attacks import AttackHook
 from mmhcg.analysis.robustness import measure, prepare, read_rows
 
+pytestmark = pytest.mark.slow
+
 PAPER = REPO / 'benchmarks/results/paper_robustness.csv'
 BACKBONE = "dict(type='mmhcg.HCGNet', arch=dict(blocks=(1, 1, 1, 1), growth_rates=(8, 8, 8, 8)))"
 CLASSIFIER = """

@@ -180,6 +180,7 @@ def test_settings_that_make_no_set(tmp_path, wrong):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     out = tmp_path / 'out'
     command = [sys.executable, str(TOOL), str(out), '--seed', '1', '--size', '96', '--images']

@@ -19,6 +19,8 @@ from tiny_run import REPO, load_tool, read_scalars, write_config, write_data
 from mmhcg.runs.preemption import PreemptionHook
 from mmhcg.stack.checkpoints import load_checkpoint_file
 
+pytestmark = pytest.mark.slow
+
 SEED = 6  # of the moments at which runs are killed
 HEIR = """
 _base_ = {base!r}

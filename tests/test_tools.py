@@ -21,6 +21,8 @@ from tiny_run import REPO, load_tool, read_scalars, write_config, write_data
 from mmhcg.stack.checkpoints import load_checkpoint_file
 from mmhcg.weights import save_weights
 
+pytestmark = pytest.mark.slow
+
 PHOTOS = Path(os.environ.get('MMHCG_TINY_COCO', REPO.parent / 'shared/data/tiny_coco'))
 CONFIG = REPO / 'configs/mask_rcnn_hcgnet_b_fpn_1x_coco.py'
 

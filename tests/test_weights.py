@@ -486,6 +486,7 @@ def test_what_cannot_be_written_is_named_before_the_work(tmp_path):
     check_new(tmp_path / 'new' / 'deep' / 'x.pth')
 
 
+@pytest.mark.slow
 def test_the_tool_writes_once_and_overwrites_nothing(tmp_path, capsys):
     torch.save({'net': classification_file()}, tmp_path / 'a.pth.tar')
     command = [str(tmp_path / 'a.pth.tar'), str(tmp_path / 'w.safetensors')]

@@ -45,6 +45,7 @@ def crash(argument):
     return Row(argument, 'replaceable', built='ok')
 
 
+@pytest.mark.slow
 def test_nothing_stops_the_others(monkeypatch):
     monkeypatch.setattr(zoo, 'SECONDS', 1)
     names = ['crash', 'one', 'hang', 'raise', 'two']
@@ -56,6 +57,7 @@ def test_nothing_stops_the_others(monkeypatch):
     assert 'ended with 1' in rows['raise'].reason
 
 
+@pytest.mark.slow
 def test_a_second_run_goes_on_where_the_first_ended(monkeypatch, tmp_path, capsys):
     names = ['common/ms_3x_coco.py', RETINANET]
     monkeypatch.setattr(zoo, 'all_configs', lambda: names[:1])
@@ -98,6 +100,7 @@ def die(row):
     os._exit(9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('control', 'field'), [('', 'control'), ('ok', 'swapped')])
 def test_a_crash_is_booked_where_it_happened(control, field):
     (row,) = zoo._each(die, [Row(RETINANET, 'replaceable', built='ok', control=control)], jobs=1)
