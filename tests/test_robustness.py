@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ from mmengine.structures import InstanceData
 from tiny_run import REPO, load_tool, write_config, write_data
 
 from mmhcg import runs
+from mmhcg.runs import UserError
 
 pytest.importorskip('foolbox', reason="needs foolbox: pip install -e '.[attack]'")
 from mmhcg.analysis.attacks import AttackHook
@@ -317,6 +319,13 @@ def test_tool_scores_a_detector_on_the_images_of_the_limit(detector):
     rows = read_rows(detector / 'rows.csv')
     assert [(row.metric, row.images, row.value) for row in rows] == [('box AP', 2, 1), ('box AP', 2, 0)]
     assert rows[0].data == 'CocoDataset annotations/instances_val2017.json'
+
+
+def test_without_foolbox_it_is_named(classifier, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'foolbox', None)
+    monkeypatch.delitem(sys.modules, 'mmhcg.analysis.attacks')
+    with pytest.raises(UserError, match=r"foolbox cannot be imported .*: pip install -e '\.\[attack\]'"):
+        prepare(classifier / 'cls.py')
 
 
 def test_papers_rows():
