@@ -30,7 +30,7 @@ WANTED = {
     'mmcv': ('mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv'),
     'mmdet': ('mmdet', 'onedl-mmdetection'),
 }
-STANDALONE = "pip install -e '.[standalone]'"
+STANDALONE = "pip install 'mmhcg[standalone]'  # in a checkout: pip install -e '.[standalone]'"
 
 
 class Problem(NamedTuple):

@@ -56,7 +56,7 @@ def test_the_table_has_best_and_last_time_and_memory(tmp_path, capsys):
         tmp_path / 'one', '20250101_000000', *lines, step(30, 3.5, 0.125, memory=200), scores(0.2, -1, 2)
     )
     write_log(tmp_path / 'a' / 'two', '20250101_000000', step(50, 1.0), {'accuracy/top1': 42.5, 'step': 1})
-    write_log(tmp_path / 'b' / 'two', '20250101_000000', step(60, 2.0))
+    write_log(tmp_path / 'b' / 'two', '20250101_000000', step(60, 2.0), scores(float('nan'), -1, 1))
     table, plot = tmp_path / 'out' / 'table.csv', tmp_path / 'out' / 'runs.png'
     folders = [str(tmp_path / name) for name in ('one', 'a/two', 'b/two')]
     load_tool('compare_runs').main([*folders, '--csv', str(table), '--plot', str(plot)])
@@ -79,7 +79,7 @@ def test_the_table_has_best_and_last_time_and_memory(tmp_path, capsys):
     assert two['last_top-1_accuracy'] == '42.5'  # the log's are percent
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == list(one)
-    for row, run in zip(rows, (one, two)):
+    for row, run in zip(rows, (one, two, other)):
         assert row.split() == [value or '-' for value in run.values()]
     with plot.with_suffix('.csv').open(newline='') as file:
         points = [tuple(point.values()) for point in csv.DictReader(file)]

@@ -105,7 +105,7 @@ def _lines(log: Path) -> Iterator[dict[str, Any]]:
 
 
 def _scores(line: dict[str, Any]) -> dict[str, float]:
-    """In percent; where there was nothing to find, COCO's -1 is left out."""
+    """In percent; where there was nothing to find, COCO's -1 is left out, and so is NaN."""
     found = {key.rpartition('/')[2]: value for key, value in line.items() if '/' in key}
     return {
         name: round(scale * found[key], 2) for key, (name, scale) in SCORES.items() if found.get(key, -1) >= 0
