@@ -55,7 +55,7 @@ def __getattr__(name: str) -> Any:
         return import_module('mmhcg.swap').swap_backbone
     if name == 'HCGNet':
         raise ImportError(
-            "mmhcg.HCGNet needs MMEngine and MMDetection: pip install 'mmhcg[standalone]' installs both; "
+            "mmhcg.HCGNet needs MMEngine and MMDetection: pip install -e '.[standalone]' installs both; "
             'mmhcg.network.Trunk is the same network in PyTorch alone. `python -m mmhcg.doctor` tells more.'
         ) from _fault
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

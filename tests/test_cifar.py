@@ -36,7 +36,7 @@ def write_cifar(root, classes, images=2, seed=0):
 def test_images_and_labels_are_those_of_the_files(tmp_path, classes, split):
     written = write_cifar(tmp_path, classes)
     expected = [item for name in NAMES[classes][split == 'test'] for item in written[name]]
-    dataset = CIFARBinary(str(tmp_path), split, classes)
+    dataset = CIFARBinary(str(tmp_path), split, classes, serialize_data=False)  # it collects garbage for long
     assert len(dataset) == len(expected)
     for index, (image, label) in enumerate(expected):
         item = dataset[index]
@@ -101,15 +101,21 @@ def test_the_tool_overwrites_nothing_and_names_what_is_wrong(tmp_path, capsys):
     write_npz(tmp_path / 'jpeg.npz', {'train': 5, 'test': 1})
     write_npz(tmp_path / 'large.npz', {'train': 5, 'test': 1}, side=33)
     np.savez(tmp_path / 'other.npz', x=np.zeros(3))
+    whole = (tmp_path / 'jpeg.npz').read_bytes()
+    (tmp_path / 'cut.npz').write_bytes(whole[:-100])
+    (tmp_path / 'flipped.npz').write_bytes(whole[:300] + bytes([whole[300] ^ 1]) + whole[301:])
     main = load_tool('make_cifar').main
     (tmp_path / 'out/cifar-10-batches-bin').mkdir(parents=True)
     for source, out, message in (
-        ('jpeg', 'out', 'File exists'),
+        ('jpeg', 'out', 'out/cifar-10-batches-bin is there already: name another folder'),
         ('large', 'new', 'image 0 of train is no picture of 32 x 32 pixels'),
         ('other', 'new', 'other.npz has no train_jpeg'),
-        ('none', 'new', 'No such file'),
+        ('none', 'new', f'no file {tmp_path}/none.npz'),
+        ('cut', 'new', 'cut.npz is no .npz file, or is cut short'),
+        ('flipped', 'new', 'flipped.npz is damaged: '),
     ):
         with pytest.raises(SystemExit, match='2'):
             main([str(tmp_path / f'{source}.npz'), str(tmp_path / out)])
-        assert message in capsys.readouterr().err
+        (told,) = capsys.readouterr().err.splitlines()
+        assert told.startswith('error: ') and message in told
     assert not (tmp_path / 'new').exists()

@@ -55,8 +55,8 @@ def test_the_table_has_best_and_last_time_and_memory(tmp_path, capsys):
     write_log(
         tmp_path / 'one', '20250101_000000', *lines, step(30, 3.5, 0.125, memory=200), scores(0.2, -1, 2)
     )
-    write_log(tmp_path / 'a' / 'two', '20250101_000000', step(50, 1.0))
-    write_log(tmp_path / 'b' / 'two', '20250101_000000', step(60, 2.0))
+    write_log(tmp_path / 'a' / 'two', '20250101_000000', step(50, 1.0), {'accuracy/top1': 42.5, 'step': 1})
+    write_log(tmp_path / 'b' / 'two', '20250101_000000', step(60, 2.0), scores(float('nan'), -1, 1))
     table, plot = tmp_path / 'out' / 'table.csv', tmp_path / 'out' / 'runs.png'
     folders = [str(tmp_path / name) for name in ('one', 'a/two', 'b/two')]
     load_tool('compare_runs').main([*folders, '--csv', str(table), '--plot', str(plot)])
@@ -71,17 +71,20 @@ def test_the_table_has_best_and_last_time_and_memory(tmp_path, capsys):
         last_box_AP='20.0',
         best_mask_AP='25.0',
         last_mask_AP='25.0',  # -1: nothing was there to be found
+        **{'best_top-1_accuracy': '', 'last_top-1_accuracy': ''},
         peak_mb='300',
         ms_per_iteration='250.0',  # the median: the first ones are slow
     )
     assert (two['best_box_AP'], two['peak_mb'], two['ms_per_iteration']) == ('', '', '500.0')
+    assert two['last_top-1_accuracy'] == '42.5'  # the log's are percent
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == list(one)
-    assert rows[0].split() == list(one.values())
+    for row, run in zip(rows, (one, two, other)):
+        assert row.split() == [value or '-' for value in run.values()]
     with plot.with_suffix('.csv').open(newline='') as file:
         points = [tuple(point.values()) for point in csv.DictReader(file)]
     assert ('one', 'box AP', '20', '30.0') in points
-    assert len(points) == 3 + 2 + 1 + 1 + 1
+    assert len(points) == 3 + 2 + 1 + 1 + 1 + 1
     assert cv2.imread(str(plot)).std() > 5
 
 

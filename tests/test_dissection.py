@@ -13,12 +13,12 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 from pycocotools.coco import COCO
-from tiny_run import CLASSES, load_tool, write_config, write_data
+from tiny_run import CLASSES, CONFIGS, load_tool, write_config, write_data
 
 from mmhcg.analysis.dissection import Photos, dissect
 from mmhcg.analysis.dissection_pages import _lit
 from mmhcg.analysis.quantiles import StreamingQuantiles
-from mmhcg.analysis.stage import Stage
+from mmhcg.analysis.stage_maps import StageMaps
 from mmhcg.runs import UserError
 from mmhcg.runs.config import build_detector, load_config
 
@@ -166,22 +166,40 @@ def test_a_stage_is_the_detectors(folder, photos):
     with torch.no_grad():
         expected = detector.eval().backbone(detector.data_preprocessor(data)['inputs'])
     torch.save(detector.backbone.state_dict(), folder / 'backbone.pth')
-    for number, file in ((1, 'tiny.pth'), (3, 'backbone.pth')):
-        stage = Stage(folder / 'tiny.py', folder / file, number)
-        torch.testing.assert_close(stage(photo), expected[number][0])
-    random = Stage(folder / 'tiny.py', 'none', 0, side=48)(photo[:40])
+    for number, file in ((2, 'tiny.pth'), (4, 'backbone.pth')):
+        stage = StageMaps(folder / 'tiny.py', folder / file, number)
+        torch.testing.assert_close(stage(photo), expected[number - 1][0])
+    random = StageMaps(folder / 'tiny.py', 'none', 1, side=48)(photo[:40])
     torch.rand(1)  # whatever was drawn before
-    assert torch.equal(random, Stage(folder / 'tiny.py', 'none', 0, side=48)(photo[:40]))
+    (folder / 'frozen.py').write_text("_base_ = 'tiny.py'\nmodel = dict(backbone=dict(frozen_stages=3))")
+    assert torch.equal(random, StageMaps(folder / 'frozen.py', 'none', 1, side=48)(photo[:40]))
     assert random.shape == (72, 12, 20)  # of a photograph of 48 x 77
 
 
+@pytest.mark.parametrize(('base', 'rgb'), [('hcgnet_b_in1k', False), ('hcgnet_a1_cifar10', True)])
+def test_a_classifier_sees_photographs_as_it_sees_its_own_data(tmp_path, photos, base, rgb):
+    """OpenCV reads ImageNet's files, as BGR; CIFAR's dataset has its pixels as RGB."""
+    arch = 'dict(_delete_=True, blocks=(1, 1, 1), growth_rates=(8, 8, 8))'
+    base = str(CONFIGS / 'pretrain' / f'{base}.py')
+    (tmp_path / 'cls.py').write_text(f'_base_ = {base!r}\nmodel = dict(backbone=dict(arch={arch}))')
+    maps, seen = StageMaps(tmp_path / 'cls.py', 'none', 1), []
+    maps.backbone.register_forward_pre_hook(lambda backbone, args: seen.append(args[0]))
+    maps(photos.image(0))
+    own = photos.image(0)[..., ::-1] if rgb else photos.image(0)
+    preprocessor = load_config(tmp_path / 'cls.py').model.data_preprocessor
+    preprocessor = MODELS.build(dict(preprocessor, type='ClsDataPreprocessor'))
+    expected = preprocessor(dict(inputs=torch.from_numpy(own.copy()).permute(2, 0, 1)[None]))['inputs']
+    torch.testing.assert_close(seen[0], expected)
+
+
 def test_tool_writes_units_bars_and_pages(folder, capsys):
-    argv = [folder / 'tiny.py', folder / 'tiny.pth', '--against', folder / 'tiny.py', 'none', '--stage', '1']
+    argv = [folder / 'tiny.py', folder / 'tiny.pth', '--against', folder / 'tiny.py', 'none', '--stage', '2']
     argv += ['--ann', folder / 'shapes' / ANN, '--images', folder / 'shapes/val2017', '--out', folder / 'out']
     (folder / 'out').mkdir()
     (folder / 'out/units.csv').write_text('of an earlier run')
     load_tool('dissect').main(list(map(str, [*argv, '--limit', 3])))
-    told = capsys.readouterr().out
+    told, warned = capsys.readouterr()
+    assert 'warning: 3 photographs say little' in warned
     units = list(csv.DictReader((folder / 'out/units.csv').open(newline='')))
     bars = list(csv.DictReader((folder / 'out/detectors.csv').open(newline='')))
     names = ['tiny (tiny)', 'tiny (random weights)']
@@ -192,7 +210,7 @@ def test_tool_writes_units_bars_and_pages(folder, capsys):
         assert seen
         expected = {category: str(seen.count(category)) for category in set(seen)}
         assert {bar['category']: bar['detectors'] for bar in bars if bar['network'] == name} == expected
-        assert f'{name}, stage 1: {len(set(seen))} unique detectors (categories), {len(seen)} detect' in told
+        assert f'{name}, stage 2: {len(set(seen))} unique detectors (categories), {len(seen)} detect' in told
     for picture in ('detectors.png', 'top_units_1.png', 'top_units_2.png'):
         assert (folder / 'out' / picture).stat().st_size > 5000
 
@@ -239,7 +257,8 @@ def test_activations_that_are_no_numbers_are_named(photos):
     [
         (['none', '--limit', '0'], '--limit must be positive, not 0'),
         (['gone.pth'], 'no checkpoint at .*gone.pth'),
-        (['none', '--stage', '4'], 'no stage 4 of its backbone'),
+        (['none', '--stage', '5'], r'no stage 5 \(counted from 1\) of its backbone'),
+        (['none', '--stage', '0'], '--stage 0: stages are counted from 1'),
         (['tiny.pth', '--against', 'tiny.py', 'tiny.pth'], 'has the names of what it is compared with'),
         (['heads.pth'], 'does not fit HCGNet'),
     ],

@@ -141,7 +141,7 @@ def test_recipe_has_the_authors_values():
     """FACTS, section 4: where a number of theirs stands in the table, ours is the same."""
     rows = [
         line.strip('| ').split(' | ')
-        for line in PAGE.split('<!-- begin: recipe')[1].splitlines()
+        for line in PAGE.split('<!-- begin: recipe')[1].split('<!-- end')[0].splitlines()
         if '`' in line
     ]
     compared = 0
@@ -179,12 +179,22 @@ def test_metafile_has_the_form_that_mim_reads():
     assert set(results) == set(page.names()) - set(page.SHAPE)
 
 
-def test_every_file_that_readme_names_exists():
-    names = re.findall(r'`((?:configs|tools|tests|benchmarks)/[\w/.]+\.\w+)`|\]\((?!http|#)([^)]+)\)', README)
+def anchors(path):
+    """How links name the headings of a page."""
+    headings = re.findall(r'^#+ (.+)', path.read_text(encoding='utf-8'), re.M)
+    return {re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
+def test_every_file_and_heading_that_readme_names_exists():
+    links = re.findall(r'\]\((?!http)([^)#]*)#?([^)]*)\)', README)
+    names = [name for name, _ in links]
+    names += re.findall(r'`((?:configs|tools|tests|benchmarks)/[\w/.]+\.\w+)`', README)
     names += re.findall(r'((?:tools|configs)/\w+\.py)', README)
-    names = [name if isinstance(name, str) else ''.join(name) for name in names]
     assert len(names) > 5
     assert [name for name in names if not Path(REPO, name).exists()] == []
+    headings = [(name or 'README.md', heading) for name, heading in links if heading]
+    assert ('configs/README.md', 'pretraining') in headings
+    assert [(name, heading) for name, heading in headings if heading not in anchors(REPO / name)] == []
     configs = set(re.findall(r'`(\w+_\w+_\w+\.py)`', README))
     assert {path.name for path in CONFIGS.glob('*.py')} == configs
 

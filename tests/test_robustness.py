@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+import torchvision
 from mmdet.models import BaseDetector
 from mmdet.registry import MODELS as DETECTORS
 from mmengine.config import Config
@@ -18,8 +20,9 @@ from mmengine.structures import InstanceData
 from tiny_run import REPO, load_tool, write_config, write_data
 
 from mmhcg import runs
+from mmhcg.runs import UserError
 
-pytest.importorskip('foolbox', reason="needs foolbox: pip install 'mmhcg[attack]'")
+pytest.importorskip('foolbox', reason="needs foolbox: pip install -e '.[attack]'")
 from mmhcg.analysis.attacks import AttackHook
 from mmhcg.analysis.robustness import measure, prepare, read_rows
 
@@ -34,7 +37,7 @@ model = dict(
     data_preprocessor=dict(to_rgb=True, mean=[120.0, 110.0, 100.0], std=[60.0, 58.0, 57.0]),
     backbone={backbone},
     neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=3, in_channels=23),
+    head=dict(type='LinearClsHead', num_classes={classes}, in_channels=23),
 )
 test_dataloader = dict(
     batch_size=8,
@@ -43,6 +46,7 @@ test_dataloader = dict(
     dataset=dict(
         type='CustomDataset',
         data_root={root!r},
+        serialize_data=False,  # which collects garbage: longer than all the rest
         pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')],
     ),
 )
@@ -114,6 +118,7 @@ def detector(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('detector')
     write_data(folder)
     text = write_config(folder).read_text() + f'work_dir = {str(folder / "runs")!r}\n'
+    text += 'test_dataloader["dataset"]["serialize_data"] = False\n'
     (folder / 'tiny.py').write_text(text)
     (folder / 'believer.py').write_text(BELIEVER)
     for name in ('tiny', 'believer'):
@@ -137,8 +142,13 @@ def save_weights(path: Path) -> torch.nn.Module:
 
 @pytest.fixture(scope='module')
 def classifier(tmp_path_factory) -> Path:
-    """A folder with cls.py, 24 pictures of three textures and cls.pth, weights that tell them apart."""
-    pytest.importorskip('mmpretrain.models', reason="needs mmpretrain: pip install 'mmhcg[pretrain]'")
+    """A folder with cls.py, 24 pictures of three textures and cls.pth, weights that tell them apart.
+
+    And thousand.py with thousand.pth, a classifier of as many classes as ImageNet has.
+    """
+    pytest.importorskip(
+        'mmpretrain.models', reason="needs mmpretrain: pip install -e '.[standalone,pretrain]'"
+    )
     folder = tmp_path_factory.mktemp('classifier')
     rng = np.random.default_rng(0)
     for label, step in enumerate((1, 4, 16)):
@@ -147,7 +157,10 @@ def classifier(tmp_path_factory) -> Path:
             small = rng.integers(60, 196, (64 // step, 64 // step, 3), np.uint8)
             picture = cv2.resize(small, (64, 64), interpolation=cv2.INTER_CUBIC)
             cv2.imwrite(str(folder / 'pictures' / str(label) / f'{number}.png'), picture)
-    (folder / 'cls.py').write_text(CLASSIFIER.format(root=str(folder / 'pictures'), backbone=BACKBONE))
+    for name, classes in (('cls', 3), ('thousand', 1000)):
+        text = CLASSIFIER.format(root=str(folder / 'pictures'), backbone=BACKBONE, classes=classes)
+        (folder / f'{name}.py').write_text(text)
+    save_weights(folder / 'thousand.py')
     model = save_weights(folder / 'cls.py')
     data = [model.data_preprocessor(batch) for batch in batches(folder / 'cls.py')]
     with torch.no_grad():
@@ -178,14 +191,17 @@ def load(config: Path) -> torch.nn.Module:
 
 
 def seen(model: torch.nn.Module, data: dict, attack: str, eps: float) -> torch.Tensor:
-    """The normalised images on which the model predicts under attack."""
-    images = []
+    """The normalised images on which the model predicts under attack; PGD in a quarter of its 40 steps."""
+    images, attacking = [], AttackHook(attack, eps)
+    if attack == 'pgd':
+        assert attacking.attack.steps == 40
+        attacking.attack.steps = 10
     hook = model.register_forward_pre_hook(
         lambda module, args, kwargs: images.append(args[0]) if kwargs['mode'] == 'predict' else None,
         with_kwargs=True,
     )
     with torch.no_grad():
-        AttackHook(attack, eps)._test_step(model, data)
+        attacking._test_step(model, data)
     hook.remove()
     return images[0]
 
@@ -247,24 +263,43 @@ def test_without_strength_predictions_are_the_models_own(kind, request):
                 assert torch.equal(one.pred_instances[key], other.pred_instances[key])
 
 
-def test_tool_scores_a_classifier_and_one_of_torchvisions(classifier, capsys):
-    import torchvision
-
-    weights = torchvision.models.get_model('resnet18', num_classes=3).state_dict()
-    torch.save(weights, classifier / 'resnet18.pth')
-    argv = ['cls.py', 'cls.pth', '--against', 'resnet18', 'resnet18.pth', '--plot', 'out/curves.png']
-    argv = [str(classifier / arg) if '.' in arg else arg for arg in argv]
-    load_tool('robustness').main([*argv, '--eps', '0', '0.02', '--limit', '12'])
-    table = capsys.readouterr().out.splitlines()[-8:]
+def test_tool_scores_a_classifier_and_two_of_torchvisions(classifier, capsys, monkeypatch):
+    """Of the latter, of one name, one always says 0 and the other 2."""
+    monkeypatch.chdir(classifier)
+    net = torchvision.models.get_model('squeezenet1_1', num_classes=3)
+    names = ['cls']
+    for label in (0, 2):
+        with torch.no_grad():
+            net.classifier[1].weight.zero_()
+            net.classifier[1].bias.copy_(torch.eye(3)[label])
+        torch.save(net.state_dict(), f'net{label}.pth')
+        names.append(f'squeezenet1_1 (net{label}.pth)')
+    argv = ['--against', 'squeezenet1_1', 'net0.pth', '--against', 'squeezenet1_1', 'net2.pth']
+    argv += ['--plot', 'out/curves.png', '--eps', '0', '0.02', '--limit', '8']
+    load_tool('robustness').main(['cls.py', 'cls.pth', *argv])
     rows = read_rows(classifier / 'out/curves.csv')
-    assert [(row.network, row.eps) for row in rows] == [
-        (n, e) for n in ('cls', 'resnet18') for e in (0, 0.02)
-    ]
-    assert {(row.metric, row.images, row.config) for row in rows} == {('top1', 12, 'cls')}
+    assert [(row.network, row.eps) for row in rows] == [(n, e) for n in names for e in (0, 0.02)]
+    assert {(row.metric, row.images, row.config) for row in rows} == {('top1', 8, 'cls')}
     assert rows[0].value > 0.9 and rows[1].value < 0.5 * rows[0].value
-    assert table[1].split() == ['cls', *(f'{row.value:.3f}' for row in rows[:2])]
-    assert ' '.join(table[3].split()) == 'HCGNet-B (paper) 0.785 0.480 0.415 0.386 0.370 0.360'
+    assert [row.value for row in rows[2:]] == [3 / 8, 3 / 8, 2 / 8, 2 / 8]
+    *_, head, own, zero, two = capsys.readouterr().out.splitlines()
+    assert head.split() == ['top1', 'under', 'fgsm,', 'eps', '0', '0.02']  # the paper's are of other data
+    assert own.split() == ['cls', *(f'{row.value:.3f}' for row in rows[:2])]
+    assert [zero.split()[-3:], two.split()[-3:]] == [
+        ['(net0.pth)', '0.375', '0.375'],
+        ['(net2.pth)', '0.250', '0.250'],
+    ]
     assert (classifier / 'out/curves.png').stat().st_size > 5000
+
+
+def test_tool_puts_the_papers_curves_beside_a_classifier_of_as_many_classes(classifier, capsys):
+    argv = [str(classifier / 'thousand.py'), str(classifier / 'thousand.pth'), '--eps', '0', '--limit', '1']
+    load_tool('robustness').main(argv)
+    lines = [' '.join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-6:-4] == [
+        'thousand 0.000 - - - - -',
+        'HCGNet-B (paper) 0.785 0.480 0.415 0.386 0.370 0.360',
+    ]
 
 
 def test_no_strength_is_the_normal_evaluation(classifier, detector):
@@ -272,8 +307,10 @@ def test_no_strength_is_the_normal_evaluation(classifier, detector):
     assert row.value == round(
         runs.test(classifier / 'cls.py', classifier / 'cls.pth')['accuracy/top1'] / 100, 4
     )
-    (row,) = measure(prepare(detector / 'tiny.py', detector / 'shapes'), detector / 'tiny.pth', [0])
-    found = runs.test(detector / 'tiny.py', detector / 'tiny.pth', data_root=detector / 'shapes')
+    boxes = {'test_evaluator.metric': 'bbox'}
+    cfg = prepare(detector / 'tiny.py', detector / 'shapes', cfg_options=boxes)
+    (row,) = measure(cfg, detector / 'tiny.pth', [0])
+    found = runs.test(detector / 'tiny.py', detector / 'tiny.pth', detector / 'shapes', cfg_options=boxes)
     assert row.value == found['coco/bbox_mAP'] > 0
 
 
@@ -284,6 +321,13 @@ def test_tool_scores_a_detector_on_the_images_of_the_limit(detector):
     rows = read_rows(detector / 'rows.csv')
     assert [(row.metric, row.images, row.value) for row in rows] == [('box AP', 2, 1), ('box AP', 2, 0)]
     assert rows[0].data == 'CocoDataset annotations/instances_val2017.json'
+
+
+def test_without_foolbox_it_is_named(classifier, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'foolbox', None)
+    monkeypatch.delitem(sys.modules, 'mmhcg.analysis.attacks')
+    with pytest.raises(UserError, match=r"foolbox cannot be imported .*: pip install -e '\.\[attack\]'"):
+        prepare(classifier / 'cls.py')
 
 
 def test_papers_rows():
@@ -303,6 +347,7 @@ def test_papers_rows():
         (['--eps', '0', '--against', 'resnet50', 'none.pth'], 'no checkpoint at .*none.pth'),
         (['--eps', '0', '--against', 'resnet7', 'tiny.pth'], 'resnet7 is neither a config file nor'),
         (['--eps', '0', '--against', 'resnet50', 'tiny.pth'], 'needs a config whose model.head'),
+        (['--eps', '0', '--against', 'other/tiny.py', 'tiny.pth'], r'tiny \(tiny.pth\) is given twice, or'),
         (['--eps', '0', '--cfg-options', 'test_evaluator.metric=segm'], 'test_evaluator has no CocoMetric'),
     ],
 )

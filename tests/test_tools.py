@@ -165,6 +165,16 @@ def test_mistakes_end_in_one_message_and_exit_code_2(trained):
     assert 'Traceback' not in done.stderr
 
 
+@pytest.mark.parametrize('name', ['robustness', 'dissect', 'visualize', 'compare_runs', 'make_cifar'])
+def test_help_says_in_capitals_what_stands_where(name, capsys):
+    with pytest.raises(SystemExit):
+        load_tool(name).main(['--help'])
+    told = capsys.readouterr().out
+    assert re.findall(r'^  ([A-Z]\S+) ', told, re.M)
+    assert not re.findall(r'^  ([a-z]\S+) ', told, re.M)
+    assert not re.findall(r'--(?:out|data-root|csv|plot) (?!DIR|FILE)', told)
+
+
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason=f'needs photographs of COCO in {PHOTOS} (MMHCG_TINY_COCO)')
 def test_shipped_config_trains_resumes_and_scores_on_photographs(tmp_path, capfd):
     small = [

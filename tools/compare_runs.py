@@ -26,14 +26,14 @@ def compare_runs(work_dirs: list[Path], plot: Path | None, csv: Path | None) -> 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description='Compare training runs by their logs: loss, AP in percent (best and last), most memory, '
-        'time an iteration (median).'
+        description='Compare training runs by their logs: loss, AP or top-1 accuracy in percent (best and '
+        'last), most memory in MB, time an iteration in ms (median).'
     )
     parser.add_argument(
         'work_dirs', nargs='+', type=Path, metavar='WORK_DIR', help='as given to tools/train.py'
     )
     parser.add_argument(
-        '--plot', type=Path, metavar='FILE.png', help='draw loss and APs; their points go into FILE.csv'
+        '--plot', type=Path, metavar='FILE.png', help='draw loss and scores; their points go into FILE.csv'
     )
     parser.add_argument('--csv', type=Path, metavar='FILE', help='write the table')
     cli.run(compare_runs, parser, argv)

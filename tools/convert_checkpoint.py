@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         from mmhcg.runs import cli
     except ModuleNotFoundError as error:
-        sys.exit(f"error: {error}: reading checkpoints needs MMEngine, pip install 'mmhcg[standalone]'")
+        sys.exit(f"error: {error}: reading checkpoints needs MMEngine: pip install -e '.[standalone]'")
     cli.run(convert, parser, argv)
 
 

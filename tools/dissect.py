@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,14 +26,20 @@ def run(
         if number is not None and number < 1:
             raise UserError(f'{name} must be positive, not {number}')
     from mmhcg.analysis import dissection_pages as pages  # imports MMDetection
-    from mmhcg.analysis.dissection import Photos, dissect
-    from mmhcg.analysis.stage import Stage
+    from mmhcg.analysis.dissection import FEW, Photos, dissect
+    from mmhcg.analysis.stage_maps import StageMaps
 
     photos = Photos(ann, images, limit)
     pairs = [(config, checkpoint), *([against] if against else [])]
-    networks = [Stage(*pair, stage, side) for pair in pairs]
+    networks = [StageMaps(*pair, stage, side) for pair in pairs]
     if len({network.name for network in networks}) < len(networks):
         raise UserError(f'--against {" ".join(against)} has the names of what it is compared with')
+    if len(photos) < FEW:
+        print(
+            f'warning: {len(photos)} photographs say little: the regions of a unit, the 0.5 % of all places '
+            f'where it is most active, are less than one photograph where there are less than {FEW}',
+            file=sys.stderr,
+        )
     out.mkdir(parents=True, exist_ok=True)
     units = []
     for number, network in enumerate(networks, 1):
@@ -41,7 +48,7 @@ def run(
         )
         pages.draw_page(network, photos, found, out / f'top_units_{number}.png')
         units += found
-        pages.replace_csv(units, out / 'units.csv')
+        pages.save_units(units, out / 'units.csv')
     pages.plot_detectors(units, out / 'detectors.png')
     print(f'{pages.format_table(units)}\n({len(photos)} photographs; units and pictures in {out})')
 
@@ -59,11 +66,19 @@ def main(argv: list[str] | None = None) -> None:
         description="Network dissection: which channels of a stage light up where COCO's masks of a category "
         'are. A channel is a detector of its best category if the IoU over all photographs is above 0.04.'
     )
-    parser.add_argument('config', help='config file of a detector or a classifier')
-    parser.add_argument('checkpoint', help="checkpoint file, or 'none' for random weights")
-    parser.add_argument('--ann', required=True, metavar='COCO.json', help="annotations in COCO's format")
+    parser.add_argument('config', metavar='CONFIG', help='config file of a detector or a classifier')
+    parser.add_argument(
+        'checkpoint', metavar='CHECKPOINT', help="checkpoint file, or 'none' for random weights"
+    )
+    parser.add_argument('--ann', required=True, metavar='ANN.json', help="annotations in COCO's format")
     parser.add_argument('--images', required=True, metavar='DIR', help='folder of the photographs')
-    parser.add_argument('--stage', type=int, default=3, help='of the backbone, from 0 (default: 3)')
+    parser.add_argument(
+        '--stage',
+        type=int,
+        default=4,
+        metavar='N',
+        help='of the backbone, from 1 as frozen_stages counts (default: 4)',
+    )
     parser.add_argument(
         '--against',
         nargs=2,
@@ -71,11 +86,18 @@ def main(argv: list[str] | None = None) -> None:
         help='another network beside it, e.g. a ResNet',
     )
     parser.add_argument(
-        '--side', type=int, help='scale photographs to this shorter side, in pixels (default: as they are)'
+        '--side',
+        type=int,
+        metavar='PIXELS',
+        help='scale photographs to this shorter side (default: as they are)',
     )
     parser.add_argument('--limit', type=int, metavar='N', help='look at N photographs, spread over the file')
     parser.add_argument(
-        '--out', type=Path, default=Path('work_dirs/dissect'), help='folder (default: work_dirs/dissect)'
+        '--out',
+        type=Path,
+        default=Path('work_dirs/dissect'),
+        metavar='DIR',
+        help='folder of what is found (default: work_dirs/dissect)',
     )
     cli.run(run, parser, argv)
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 from JPEG files in an .npz into its own layout: python tools/make_cifar.py cifar10_jpeg.npz OUT"""
+"""CIFAR-10 from JPEG files in an .npz into its own layout: python tools/make_cifar.py cifar10_jpeg.npz DIR"""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ def main(argv: list[str] | None = None) -> None:
         description="Write CIFAR-10's own binary layout, that of configs/pretrain/*_cifar10.py, from an .npz "
         'file that holds it as JPEG files.'
     )
-    parser.add_argument('npz', help='file with train_jpeg, train_offsets, train_labels and test_*')
-    parser.add_argument('out', help='folder in which cifar-10-batches-bin/ is made')
+    parser.add_argument(
+        'npz', metavar='FILE.npz', help='with train_jpeg, train_offsets, train_labels and test_*'
+    )
+    parser.add_argument('out', metavar='DIR', help='folder in which cifar-10-batches-bin/ is made')
     args = parser.parse_args(argv)
     try:
         folder = make_cifar(args.npz, args.out)

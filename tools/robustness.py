@@ -13,6 +13,7 @@ from mmhcg.runs import UserError, cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / 'benchmarks/results/paper_robustness.csv'  # wheels have none
+IMAGENET = 1000  # classes, of the paper's classifiers
 
 
 def run(
@@ -32,29 +33,31 @@ def run(
         raise UserError(f'--eps: changes of pixels that go from 0 to 1, not {" ".join(map(str, eps))}')
     from mmhcg.analysis import robustness  # imports MMDetection
     from mmhcg.analysis.benchmark import write_csv
-    from mmhcg.analysis.torchvision_net import put_in, save_renamed
+    from mmhcg.analysis.torchvision_net import num_classes, put_in, save_renamed
     from mmhcg.runs.preflight import check_checkpoint
 
     csv = csv or (plot.with_suffix('.csv') if plot else None)
-    for _, file in [(config, checkpoint), *against]:
+    networks = [(config, checkpoint), *against]
+    names = robustness.names_of(networks)
+    for _, file in networks:
         check_checkpoint(file)
     options = dict(data_root=data_root, limit=limit, cfg_options=cfg_options)
     cfg = robustness.prepare(config, **options)
-    runs, rows = [(cfg, checkpoint, '')], []
+    runs, rows = [(cfg, checkpoint)], []
     with tempfile.TemporaryDirectory() as folder:
-        for other, file in against:
+        for number, (other, file) in enumerate(against):
             if '::' in other or other.endswith('.py'):
-                runs.append((robustness.prepare(other, **options), file, ''))
+                runs.append((robustness.prepare(other, **options), file))
             else:
-                renamed = Path(folder, f'{other}.pth')
-                runs.append((put_in(cfg, other), renamed, other))
+                renamed = Path(folder, f'{number}.pth')
+                runs.append((put_in(cfg, other), renamed))
                 save_renamed(file, renamed)
-        for run_cfg, weights, network in runs:
-            for row in robustness.measure(run_cfg, weights, eps, attack, network):
+        for name, (run_cfg, weights) in zip(names, runs):
+            for row in robustness.measure(run_cfg, weights, eps, attack, name):
                 rows.append(row)
                 if csv:
                     write_csv([row], csv)
-    if rows[0].metric == 'top1' and attack == 'fgsm' and PAPER.is_file():
+    if attack == 'fgsm' and num_classes(cfg) == IMAGENET and PAPER.is_file():
         rows += robustness.read_rows(PAPER)
     print(robustness.format_table(rows))
     if plot:
@@ -66,13 +69,14 @@ def main(argv: list[str] | None = None) -> None:
         description='Score a network on images that were changed, unnoticeably, to mislead it: an mmpretrain '
         "classifier's top-1 accuracy or an MMDetection detector's box AP."
     )
-    parser.add_argument('config', help='config file of an ImageClassifier or of a detector')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('config', metavar='CONFIG', help='config file of an ImageClassifier or of a detector')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file')
     parser.add_argument(
         '--eps',
         type=float,
         nargs='+',
         required=True,
+        metavar='EPS',
         help='largest changes of a pixel whose values go from 0 to 1; 0 is a normal test',
     )
     parser.add_argument('--attack', choices=('fgsm', 'pgd'), default='fgsm', help='(default: fgsm)')
@@ -81,11 +85,15 @@ def main(argv: list[str] | None = None) -> None:
         nargs=2,
         action='append',
         default=[],
-        metavar=('NET', 'FILE'),
+        metavar=('NETWORK', 'CHECKPOINT'),
         help="a network beside it: another config, or beside a classifier the name of one of torchvision's, "
         'e.g. resnet50; and its weights',
     )
-    parser.add_argument('--data-root', help="folder in COCO's layout, instead of the config's data")
+    parser.add_argument(
+        '--data-root',
+        metavar='DIR',
+        help="folder in COCO's layout (a classifier's: ImageNet's or CIFAR's), instead of the config's data",
+    )
     parser.add_argument('--limit', type=int, metavar='N', help='test on N images, spread over the test set')
     parser.add_argument('--csv', type=Path, metavar='FILE', help='add the rows to this file')
     parser.add_argument(

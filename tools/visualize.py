@@ -28,12 +28,16 @@ def main(argv: list[str] | None = None) -> None:
         description="Draw a detector's detections, where HCGNet's update gates look, what its forget gates "
         'keep and what its stages see.'
     )
-    parser.add_argument('config', help='config file, of a detector on HCGNet')
-    parser.add_argument('checkpoint', help="the detector's weights")
+    parser.add_argument('config', metavar='CONFIG', help='config file, of a detector on HCGNet')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help="the detector's weights")
     parser.add_argument('images', nargs='+', type=Path, metavar='IMAGE', help='photographs')
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='gets a new folder an image')
     parser.add_argument(
-        '--score-thr', type=float, default=0.3, help='least score of detections to draw (default: 0.3)'
+        '--score-thr',
+        type=float,
+        default=0.3,
+        metavar='SCORE',
+        help='least score of detections to draw (default: 0.3)',
     )
     cli.run(show, parser, argv)
 

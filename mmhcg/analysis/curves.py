@@ -1,11 +1,10 @@
-"""Training runs beside each other: their losses and APs as curves, and what they cost as a table.
+"""Training runs beside each other: their losses and scores as curves, and what they cost as a table.
 
 Read from what MMEngine writes while it trains, `WORK_DIR/TIME/vis_data/scalars.json`: a JSON object a line.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -14,9 +13,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from mmhcg.analysis.tables import align, distinct, write_rows
 from mmhcg.runs.errors import UserError
 
-SCORES = {'bbox_mAP': 'box AP', 'segm_mAP': 'mask AP'}  # what the keys end in, after e.g. `coco/`
+SCORES = {  # what the keys end in, after e.g. `coco/`: name here, and what makes percent of it
+    'bbox_mAP': ('box AP', 100),
+    'segm_mAP': ('mask AP', 100),
+    'top1': ('top-1 accuracy', 1),
+}
+NAMES = [name for name, _ in SCORES.values()]
 
 
 @dataclass
@@ -26,7 +31,7 @@ class Run:
     Attributes:
         name: For tables and legends.
         train: Iteration to loss, `time` (seconds an iteration), `memory` (MB on the GPU) and the like.
-        scores: Iteration to AP in percent by the names of `SCORES`.
+        scores: Iteration to AP or accuracy in percent by `NAMES`.
     """
 
     name: str
@@ -34,7 +39,7 @@ class Run:
     scores: dict[int, dict[str, float]] = field(default_factory=dict)
 
     def curve(self, what: str) -> tuple[list[int], list[float]]:
-        """Iterations and values of 'loss' or of one of `SCORES`, as far as there are any."""
+        """Iterations and values of 'loss' or of one of `NAMES`, as far as there are any."""
         lines = self.train if what == 'loss' else self.scores
         points = [(step, line[what]) for step, line in sorted(lines.items()) if what in line]
         return [step for step, _ in points], [value for _, value in points]
@@ -46,7 +51,7 @@ class Run:
         losses = self.curve('loss')[1]
         row = dict(run=self.name, iterations=max(self.train, default=0))
         row['last_loss'] = round(losses[-1], 4) if losses else ''
-        for name in SCORES.values():
+        for name in NAMES:
             values, column = self.curve(name)[1], name.replace(' ', '_')
             row[f'best_{column}'], row[f'last_{column}'] = (max(values), values[-1]) if values else ('', '')
         row['peak_mb'] = max(memory, default='')
@@ -57,8 +62,8 @@ class Run:
 def read_runs(work_dirs: Sequence[str | Path]) -> list[Run]:
     """The runs in these folders, named by them; UserError where one has no log."""
     paths = [Path(work_dir) for work_dir in work_dirs]
-    names = [path.resolve().name for path in paths]
-    return [_read_run(path, str(path) if names.count(name) > 1 else name) for path, name in zip(paths, names)]
+    names = distinct([path.resolve().name for path in paths], list(map(str, paths)))
+    return [_read_run(path, name) for path, name in zip(paths, names)]
 
 
 def _read_run(work_dir: Path, name: str) -> Run:
@@ -100,18 +105,18 @@ def _lines(log: Path) -> Iterator[dict[str, Any]]:
 
 
 def _scores(line: dict[str, Any]) -> dict[str, float]:
-    """AP in percent; where there was nothing to find, COCO's -1 is left out."""
+    """In percent; where there was nothing to find, COCO's -1 is left out, and so is NaN."""
     found = {key.rpartition('/')[2]: value for key, value in line.items() if '/' in key}
-    return {name: round(100 * found[key], 2) for key, name in SCORES.items() if found.get(key, -1) >= 0}
+    return {
+        name: round(scale * found[key], 2) for key, (name, scale) in SCORES.items() if found.get(key, -1) >= 0
+    }
 
 
 def format_table(runs: Sequence[Run]) -> str:
-    """The runs, a line each, without the columns that none of them fills."""
+    """The runs, a line each, without the columns that none of them fills; a dash is what was not logged."""
     rows = [run.row() for run in runs]
     columns = [column for column in rows[0] if any(row[column] != '' for row in rows)]
-    cells = [columns, *([str(row[column]) for column in columns] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(row, widths)) for row in cells)
+    return align([columns, *([str(row[column]) or '-' for column in columns] for row in rows)])
 
 
 def write_table(runs: Sequence[Run], path: Path) -> None:
@@ -119,29 +124,26 @@ def write_table(runs: Sequence[Run], path: Path) -> None:
     write_rows([run.row() for run in runs], path)
 
 
-def write_rows(rows: Sequence[dict[str, Any]], path: Path, columns: Sequence[str] = ()) -> None:
-    """Write rows to a new CSV file; `columns` names them where there may be no row."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, columns or list(rows[0]), lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def plot(runs: Sequence[Run], path: Path) -> None:
-    """Draw loss and APs over iterations, a colour a run, and write the points beside it as CSV."""
+    """Draw loss and scores over iterations, a colour a run, and write the points beside it as CSV."""
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
-    panels = [what for what in ('loss', *SCORES.values()) if any(run.curve(what)[0] for run in runs)]
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), squeeze=False)
+    panels = [what for what in ('loss', *NAMES) if any(run.curve(what)[0] for run in runs)]
+    size = (4.5 * len(panels), 3.6)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=size, sharex=True, squeeze=False)
     for axis, what in zip(axes[0], panels):
         for number, run in enumerate(runs):
             style = {} if what == 'loss' else dict(marker='o', markersize=4)
             axis.plot(*run.curve(what), label=run.name, color=f'C{number % 10}', linewidth=1.2, **style)
-        axis.set_title(what if what == 'loss' else f'{what} (%)', fontsize='medium')
+        axis.set_ylabel(what if what == 'loss' else f'{what} (%)')
         axis.set_xlabel('iteration')
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if what != 'loss':
+            axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         axis.spines[['top', 'right']].set_visible(False)
+    axes[0][0].set_xlim(left=0)  # of all
     figure.tight_layout(rect=(0, 0.06 * (1 + len(runs) // 4), 1, 1))
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc='lower center', ncols=4, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,9 +16,11 @@ from pycocotools.coco import COCO
 from torch import Tensor
 
 from mmhcg.analysis.quantiles import StreamingQuantiles
+from mmhcg.analysis.tables import spread_over
 from mmhcg.runs.errors import UserError
 
 QUANTILE = 0.995  # of a unit's activations; what is above it is the unit's region
+FEW = 200  # photographs: in fewer, the regions of a unit are less than the area of one
 DETECTS = 0.04  # IoU with its best category that makes a unit a detector
 TOP = 4  # photographs kept for each unit
 AT_ONCE = 2**23  # numbers of enlarged maps in memory, 32 MB
@@ -30,7 +32,7 @@ class Unit:
 
     Attributes:
         network: Its network's name.
-        stage: From 0.
+        stage: From 1; 0 if unknown.
         unit: The channel, from 0.
         category: The best one.
         iou: Of the unit's regions and the category's masks, over the whole set.
@@ -71,8 +73,7 @@ class Photos:
         self.categories = [self.coco.cats[key]['name'] for key in sorted(self.coco.cats)]
         self.ids = sorted(self.coco.imgs)
         if limit is not None:
-            count = min(limit, len(self.ids))
-            self.ids = [self.ids[number * len(self.ids) // count] for number in range(count)]
+            self.ids = [self.ids[number] for number in spread_over(len(self.ids), limit)]
         if not self.ids or not self.categories:
             raise UserError(f'--ann {ann}: no images or no categories to look at')
         missing = [name for key in self.ids if not (self.folder / (name := self._name(key))).is_file()]
@@ -97,7 +98,7 @@ class Photos:
         path = self.folder / self._name(self.ids[number])
         image = cv2.imread(str(path))
         if image is None:
-            raise UserError(f'cannot read the image {path}')
+            raise UserError(f'{path} is no image or a damaged one: put a whole one there')
         if image.shape[:2] != (record.get('height'), record.get('width')):
             raise UserError(f'{path} has another size than {self.ann} says, so its masks do not fit')
         return image
@@ -126,7 +127,7 @@ def dissect(
     C x categories sums, and the maps of one photograph, of which 32 MB are enlarged at a time.
 
     Args:
-        network: From a photograph (H, W, 3), BGR, to maps (C, h, w); a `Stage` has `name` and `stage`, too.
+        network: From a photograph (H, W, 3), BGR, to maps (C, h, w); `StageMaps` has `name` and `stage`.
         photos: The set.
         progress: Wraps the numbers of a pass.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import cv2
@@ -13,8 +13,8 @@ import torch
 from matplotlib import pyplot
 from torch import Tensor
 
-from mmhcg.analysis.benchmark import write_csv
 from mmhcg.analysis.dissection import TOP, Photos, Unit, regions_of
+from mmhcg.analysis.tables import write_rows
 
 ROWS = 12  # units on a page
 BARS = 30  # categories in the plot
@@ -61,11 +61,9 @@ def format_table(units: Sequence[Unit]) -> str:
     return '\n'.join(lines)
 
 
-def replace_csv(rows: Sequence[Unit | Count], path: Path) -> None:
-    """Write rows to a CSV file in place of what it held."""
-    path.unlink(missing_ok=True)
-    if rows:
-        write_csv(rows, path)
+def save_units(units: Sequence[Unit], path: Path) -> None:
+    """Write units to a new CSV file."""
+    write_rows([asdict(unit) for unit in units], path)
 
 
 def plot_detectors(units: Sequence[Unit], path: Path) -> None:
@@ -96,7 +94,8 @@ def plot_detectors(units: Sequence[Unit], path: Path) -> None:
         axis.spines[['top', 'right']].set_visible(False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
-    replace_csv(rows, path.with_suffix('.csv'))
+    columns = [field.name for field in fields(Count)]
+    write_rows([asdict(row) for row in rows], path.with_suffix('.csv'), columns)
 
 
 def best_units(units: Sequence[Unit]) -> list[Unit]:

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from mmhcg.analysis.curves import write_rows
 from mmhcg.analysis.looking import Look, ModuleView, enlarge, principal_colours, spread
+from mmhcg.analysis.tables import write_rows
 
 COLUMNS = 7  # modules in a row, at most
 PANEL = 1.9  # inches

@@ -61,7 +61,7 @@ def looking(trunk: Trunk) -> Iterator[Look]:
     A second run adds to it, so give each image a context of its own.
     """
     look, handles = Look(), []
-    stride = _strides(trunk.stem)
+    stride = trunk.out_strides[0] // 2 ** trunk.out_indices[0]  # of the first stage
     for number, stage in enumerate(trunk.stages, 1):
         modules = [(f'module {i}', module) for i, module in enumerate(stage.block, 1)]
         if stage.transition is not None:
@@ -105,14 +105,6 @@ def _stage_hook(look: Look, stride: int):
 
 def _pools(module: SMG) -> tuple[ExcitedAttentionPool, ExcitedAttentionPool]:
     return module.update.pool3, module.update.pool5
-
-
-def _strides(stem: nn.Module) -> int:
-    stride = 1
-    for module in stem.modules():
-        if isinstance(module, (nn.Conv2d, nn.MaxPool2d)):
-            stride *= module.stride if isinstance(module.stride, int) else module.stride[0]
-    return stride
 
 
 def enlarge(feat: Tensor, stride: int, input_size: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -17,6 +17,7 @@ from mmengine.device import get_device
 from mmengine.registry import DATASETS, init_default_scope
 
 from mmhcg.analysis.benchmark import machine
+from mmhcg.analysis.tables import align, distinct, spread_over
 from mmhcg.runs import UserError, test
 from mmhcg.runs.config import load_config
 from mmhcg.runs.data_checks import check_data
@@ -55,6 +56,19 @@ class Row:
     machine: str
     software: str
     date: str
+
+
+def names_of(networks: Sequence[Sequence[str]]) -> list[str]:
+    """A name for each network and its weights: the config's or torchvision's, if need be with the weights.
+
+    Raises:
+        UserError: a pair is given twice.
+    """
+    stems = [Path(network).stem for network, _ in networks]
+    names = distinct(stems, [f'{stem} ({file})' for stem, (_, file) in zip(stems, networks)])
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f'{twice} is given twice, or two configs have its name: rename one')
+    return names
 
 
 def measure(
@@ -116,7 +130,7 @@ def prepare(
     _import('mmhcg.analysis.attacks', 'foolbox', 'attack')  # registers AttackHook
     is_classifier = cfg.get('model', {}).get('type') in CLASSIFIERS
     if is_classifier:
-        _import('mmpretrain.models', 'mmpretrain', 'pretrain')
+        _import('mmpretrain.models', 'mmpretrain', 'standalone,pretrain')
     _check_metric(cfg, is_classifier)
     if data_root is not None:
         move_data(cfg, str(data_root))
@@ -134,7 +148,7 @@ def _import(module: str, library: str, extra: str) -> None:
     try:
         import_module(module)
     except ImportError as error:
-        raise UserError(f"{library} cannot be imported ({error}): pip install 'mmhcg[{extra}]'") from error
+        raise UserError(f"{library} cannot be imported ({error}): pip install -e '.[{extra}]'") from error
 
 
 def _check_metric(cfg: Config, is_classifier: bool) -> None:
@@ -179,9 +193,7 @@ def _limit(cfg: Config, limit: int) -> None:
         raise UserError(f"--limit {limit}: it must be positive, the test's datasets one, not {len(leaves)}")
     leaves[0].pop('indices', None)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
-    total = len(DATASETS.build(leaves[0]))
-    count = min(limit, total)
-    leaves[0].indices = [number * total // count for number in range(count)]
+    leaves[0].indices = spread_over(len(DATASETS.build(leaves[0])), limit)
 
 
 def _score(found: Mapping[str, Any], name: str) -> float | None:
@@ -199,10 +211,10 @@ def read_rows(path: Path) -> list[Row]:
 def format_table(rows: Sequence[Row]) -> str:
     """A line for each network, a column for each strength."""
     eps = sorted({row.eps for row in rows})
-    lines = [f'{rows[0].metric} under {rows[0].attack}, eps'.ljust(32) + ''.join(f'{e:>8g}' for e in eps)]
+    cells = [[f'{rows[0].metric} under {rows[0].attack}, eps', *(f'{e:g}' for e in eps)]]
     for label, values in curves(rows).items():
-        lines.append(label.ljust(32) + ''.join(f'{values[e]:8.3f}' if e in values else ' ' * 8 for e in eps))
-    return '\n'.join(lines)
+        cells.append([label, *(f'{values[e]:.3f}' if e in values else '-' for e in eps)])
+    return align(cells)
 
 
 def curves(rows: Sequence[Row]) -> dict[str, dict[float, float]]:

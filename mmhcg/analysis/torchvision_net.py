@@ -28,6 +28,11 @@ class TorchvisionNet(BaseModule):
         return (self.net(image),)
 
 
+def num_classes(cfg: Config) -> int | None:
+    """Of a classifier's config; None for a detector's."""
+    return (cfg.model.get('head') or {}).get('num_classes')
+
+
 def put_in(cfg: Config, name: str) -> Config:
     """A classifier's config with torchvision's network in place of its own.
 
@@ -37,7 +42,7 @@ def put_in(cfg: Config, name: str) -> Config:
     if name not in torchvision.models.list_models(module=torchvision.models):
         known = f'a classifier of torchvision {torchvision.__version__}'
         raise UserError(f'{name} is neither a config file nor {known}, such as resnet50')
-    classes = (cfg.model.get('head') or {}).get('num_classes')
+    classes = num_classes(cfg)
     if classes is None:
         raise UserError(f"{name}: a network of torchvision's needs a config whose model.head has num_classes")
     cfg = deepcopy(cfg)

@@ -13,9 +13,9 @@ import numpy as np
 from mmengine.config import Config
 from torch.nn import Module
 
-from mmhcg.analysis.curves import write_rows
 from mmhcg.analysis.gate_pictures import Photo, save_attention, save_features, save_forget_gates
 from mmhcg.analysis.looking import find_trunk, looking
+from mmhcg.analysis.tables import write_rows
 from mmhcg.runs.config import build_detector, load_config
 from mmhcg.runs.datasets import leaf_datasets
 from mmhcg.runs.errors import UserError
@@ -117,12 +117,11 @@ def _read(image: str | Path) -> np.ndarray:
     if not os.path.isfile(image):
         raise UserError(f'no image at {os.path.abspath(image)}')
     try:
-        pixels = mmcv.imread(str(image), channel_order='rgb')
-    except Exception as error:  # decoders fail in many ways
-        raise UserError(f'{os.path.abspath(image)} is no readable image: {error}') from error
-    if pixels is None:
-        raise UserError(f'{os.path.abspath(image)} is no readable image')
-    return pixels
+        return mmcv.imread(str(image), channel_order='rgb')
+    except Exception as error:  # decoders fail in many ways, and say so in many lines
+        raise UserError(
+            f'{os.path.abspath(image)} is no image or a damaged one: put a whole one there, or leave it out'
+        ) from error
 
 
 def _draw(

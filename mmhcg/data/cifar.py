@@ -8,6 +8,8 @@ An image is 32 rows of red, then of green, then of blue.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +109,25 @@ def make_cifar(source: str | Path, out: str | Path) -> Path:
     `*_labels` (N). JPEG is lossy, hence so is what is written.
 
     Raises:
+        FileNotFoundError: There is no such file.
         FileExistsError: The folder is there already.
-        ValueError: The file lacks an array, or an image is not of 32 x 32 pixels.
+        ValueError: The file is no whole .npz, lacks an array, or an image is not of 32 x 32 pixels.
     """
-    folder = Path(out, FOLDERS[10])
+    folder, source = Path(out, FOLDERS[10]), Path(source).absolute()
+    if folder.exists():
+        raise FileExistsError(f'{folder.absolute()} is there already: name another folder')
+    if not source.is_file():
+        raise FileNotFoundError(f'no file {source}')
+    if not zipfile.is_zipfile(source):
+        raise ValueError(f'{source} is no .npz file, or is cut short')
     with np.load(source, allow_pickle=False) as arrays:
         wanted = [f'{split}_{name}' for split in ('train', 'test') for name in ('jpeg', 'offsets', 'labels')]
         if lacking := [name for name in wanted if name not in arrays]:
             raise ValueError(f'{source} has no {", ".join(lacking)}')
-        splits = {split: _records(source, split, arrays) for split in ('train', 'test')}
+        try:
+            splits = {split: _records(source, split, arrays) for split in ('train', 'test')}
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f'{source} is damaged: {error}') from error
     folder.mkdir(parents=True)
     for split, records in splits.items():
         files = FILES[10, split]
@@ -124,7 +136,7 @@ def make_cifar(source: str | Path, out: str | Path) -> Path:
     return folder
 
 
-def _records(source: str | Path, split: str, arrays: Any) -> np.ndarray:
+def _records(source: Path, split: str, arrays: Any) -> np.ndarray:
     """Label and image (N, 3073) of JPEG files."""
     jpeg, offsets, labels = (arrays[f'{split}_{name}'] for name in ('jpeg', 'offsets', 'labels'))
     records = np.empty((len(labels), _record(10)), np.uint8)
