@@ -7,6 +7,8 @@ of their own.
 import os
 import subprocess
 import sys
+import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 from mmhcg.analysis.operators import saved_bytes
 from mmhcg.network import Trunk, deploy, kernels
 from mmhcg.network.gates import ForgetGate, UpdateGate, run_gates
+from mmhcg.network.kernels.source import Source
 from mmhcg.network.smg import dense_module, transition
 
 triton = pytest.importorskip('triton', minversion='3.4', reason='the kernels need Triton 3.4')
@@ -139,6 +142,39 @@ def test_squeeze(channels, outputs, batch, size, dtype, layout):
         precision[f'map{i}'] = dtype
     out = assert_rounds_like_plain(fused_squeeze, plain_squeeze, tensors, precision)
     assert out.is_contiguous(memory_format=layout)
+
+
+@contextmanager
+def setting(backend, name, value):
+    """Monkeypatch would delete what is looked up by `__getattr__`."""
+    before = getattr(backend, name)
+    setattr(backend, name, value)
+    try:
+        yield
+    finally:
+        setattr(backend, name, before)
+
+
+@pytest.mark.parametrize('convolutions', [True, False])
+def test_float32_products_are_as_exact_as_what_they_replace(convolutions):
+    """The squeeze replaces a convolution, the gates' products replace matrix products."""
+    matmul, cudnn, ones = torch.backends.cuda.matmul, torch.backends.cudnn, torch.ones(1, 4, 2, 3)
+
+    def precisions():
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            sources = [Source([ones], ones, ones, pooled=pooled) for pooled in (False, True)]
+        return [source.options['PRECISION'] for source in sources]
+
+    expected = ['tf32', 'ieee'] if convolutions else ['ieee', 'tf32']
+    with setting(cudnn, 'allow_tf32', convolutions), setting(matmul, 'allow_tf32', not convolutions):
+        assert precisions() == expected
+    if hasattr(cudnn, 'conv'):  # PyTorch 2.9's setting
+        with (
+            setting(cudnn.conv, 'fp32_precision', expected[0]),
+            setting(matmul, 'fp32_precision', expected[1]),
+        ):
+            assert precisions() == expected
 
 
 @everywhere

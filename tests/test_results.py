@@ -97,6 +97,14 @@ def test_files_of_other_numbers_are_passed_by(tmp_path, monkeypatch):
     assert page.results() == before
 
 
+def test_a_table_without_rows_is_refused(monkeypatch):
+    monkeypatch.setattr(page, 'read', lambda path: [dict(model='backbone')])
+    with pytest.raises(
+        SystemExit, match=r'no row of a Mask R-CNN: python tools/benchmark.py --detector --csv'
+    ):
+        page.performance_table('Mask R-CNN')
+
+
 def test_a_config_without_a_size_is_noticed(tmp_path, monkeypatch):
     lines = page.COMPLEXITY.read_text(encoding='utf-8').splitlines(keepends=True)
     (tmp_path / 'complexity.csv').write_text(''.join(line for line in lines if '_r101_' not in line))

@@ -36,7 +36,9 @@ from mmhcg.network.layers import ConvNormAct, is_compiling, pointwise, running_a
 from mmhcg.network.smg import SMG, gate_shares
 from mmhcg.network.trunk import Stage
 
-LARGEST = 1e6  # |t| from which on ReLU(a x + b) is as good as constant
+# |t| from which on ReLU(a x + b) is as good as constant. Where that is 0 the map, bounded, would be t, which
+# float16 (up to 65504) must hold, be it the model's or autocast's.
+LARGEST, LARGEST_HALF = 1e6, 3e4
 WINDOWS = tuple(dict(kernel_size=3, padding=dilation, dilation=dilation) for dilation in (1, 2))
 
 
@@ -113,7 +115,7 @@ class DeployedSMG(nn.Module):
         weight = smg.conv1.weight.double() * scale[:, None, None, None]
         self.compare = None
         if smg.norm1 is not None:
-            bounds = _Bounds.of(smg.norm1)
+            bounds = _Bounds.of(smg.norm1, like=smg.conv1.weight)
             self.compare = Compare(bounds, (-1, 1, 1), like=smg.conv1.weight)
             weight = _rounded(weight * bounds.gain[:, None, None], like=smg.conv1.weight)
             bias = bias - weight.flatten(1) @ bounds.threshold
@@ -143,7 +145,9 @@ class DeployedGates(nn.Module):
     def __init__(self, update: UpdateGate, forget: ForgetGate) -> None:
         super().__init__()
         pools, like = (update.pool3, update.pool5), forget.squeeze.weight
-        bounds = _Bounds(*map(torch.stack, zip(*(_Bounds.of(pool.norm) for pool in pools))))  # (2, C) each
+        bounds = _Bounds(
+            *map(torch.stack, zip(*(_Bounds.of(pool.norm, like) for pool in pools)))
+        )  # (2, C) each
         kernel = torch.stack([kernel_of(pool) for pool in pools]).double() * bounds.gain[:, None]  # (2, 9, C)
         project = torch.stack([pool.project.weight.flatten() for pool in pools]).double()
         rows = _rounded(kernel * project[:, None], like)
@@ -221,10 +225,12 @@ class _Bounds(NamedTuple):
     threshold: Tensor
 
     @classmethod
-    def of(cls, norm: nn.Module) -> _Bounds:
+    def of(cls, norm: nn.Module, like: Tensor) -> _Bounds:
         scale, shift = _affine(norm)
-        constant = shift.abs() >= LARGEST * scale.abs()
-        threshold = _rounded(torch.where(constant, 0, -shift / scale), like=norm.weight)
+        largest = LARGEST_HALF if like.dtype == torch.float16 else LARGEST
+        largest = torch.where(shift > 0, largest, LARGEST_HALF)
+        constant = shift.abs() >= largest * scale.abs()
+        threshold = _rounded(torch.where(constant, 0, -shift / scale), like)
         value, infinity = shift.clamp(min=0), torch.full_like(shift, torch.inf)
         return cls(
             lower=torch.where(constant, value, torch.where(scale > 0, threshold, -infinity)),

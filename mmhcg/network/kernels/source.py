@@ -32,7 +32,10 @@ class Source:
         self.pooled, self.branches, self.maps = pooled, 3 if pooled else 1, maps
         self.read = (tuple(maps), self.channels, rows, scale.contiguous(), shift.contiguous())
         # Of products in float32. The gates' own are of float32 parameters, whatever the map's precision is.
-        single = 'tf32' if torch.backends.cuda.matmul.allow_tf32 else 'ieee'
+        # The plain formulation of the gates has matrix products there, that of the squeeze a convolution.
+        single = (
+            'tf32' if _allows_tf32(torch.backends.cuda.matmul if pooled else torch.backends.cudnn) else 'ieee'
+        )
         self.options = dict(
             POOLED=pooled,
             LAST=self.last,
@@ -140,6 +143,13 @@ class Source:
             **self.options,
         )
         return out, affine.sum(0)
+
+
+def _allows_tf32(backend: Any) -> bool:
+    """Whether products on `torch.backends.cuda.matmul`, or convolutions on `torch.backends.cudnn`, may."""
+    backend = getattr(backend, 'conv', backend)
+    precision = getattr(backend, 'fp32_precision', None)  # PyTorch before 2.9 has none; then allow_tf32 warns
+    return backend.allow_tf32 if precision is None else precision == 'tf32'
 
 
 def _block(outputs: int) -> int:
