@@ -27,3 +27,10 @@ format: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e '.[standalone,pretrain,attack,export,test]'
 	touch $@
+
+# An environment of docs/compatibility.md, for instance: make compat-oldest PYTHON=python3.9
+compat-%: tests/environments/%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --disable-pip-version-check --progress-bar off -r $<
+	.venv-$*/bin/python -m mmhcg.doctor
+	.venv-$*/bin/python -m pytest -n 2 -m 'not slow'

@@ -51,6 +51,5 @@ def run(function: Callable[..., Any], parser: argparse.ArgumentParser, argv: lis
     try:
         function(**options)
     except (UserError, CheckpointError, WeightsError) as error:
-        message = str(error).partition('\n')[0] if getattr(error, 'is_logged', False) else error
-        print(f'error: {message}', file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         sys.exit(getattr(error, 'exit_code', UserError.exit_code))

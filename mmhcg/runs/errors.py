@@ -10,7 +10,6 @@ class UserError(Exception):
     """
 
     exit_code = 2
-    is_logged = False  # whether all of it stands in the log, and so on the screen
 
 
 class DivergedError(UserError):

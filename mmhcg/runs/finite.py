@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -107,12 +108,12 @@ def images_of(samples: Any) -> Iterator[str]:
 
 
 def _stop(runner: Runner, fault: str, data_batch: Any = None) -> NoReturn:
-    """Raise DivergedError, and have the log say why it ends here."""
+    """Raise DivergedError, and have the log file say why it ends here."""
     when, look = 'before a checkpoint was saved', ''
     if isinstance(data_batch, dict):
         when = f'in iteration {runner.iter + 1} (epoch {runner.epoch + 1})'
         images = ''.join(f'\n  {image}' for image in images_of(data_batch.get('data_samples')))
-        look = f'\nThe batch:{images}\nLook at these images and their annotations.'
+        look = f' The batch:{images}\nLook at these images and their annotations.'
     saved = glob(os.path.join(escape(runner.work_dir), '*.pth'))
     before = f'Checkpoints from before are whole, in {runner.work_dir}' if saved else 'There is no checkpoint'
     error = DivergedError(
@@ -120,6 +121,8 @@ def _stop(runner: Runner, fault: str, data_batch: Any = None) -> NoReturn:
         'optim_wrapper.optimizer.lr, or clip the gradients: optim_wrapper.clip_grad=dict(max_norm=35). '
         f'{before}'
     )
-    runner.logger.error(str(error))
-    error.is_logged = True
+    logger = runner.logger
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):  # on the screen it comes as the exception
+            handler.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, str(error), (), None))
     raise error
