@@ -302,7 +302,7 @@ def performance_table(model: str = 'backbone') -> str:
     rows = [row for row in read(RESULTS / 'backbones.csv') if row['model'] == model]
     if not rows:
         options = '' if model == 'backbone' else '--detector '
-        command = f'python tools/benchmark.py {options}--csv {RESULTS / "backbones.csv"}'
+        command = f'python tools/benchmark.py {options}--csv benchmarks/results/backbones.csv'
         sys.exit(f'backbones.csv has no row of a {model}: {command}')
     titles = {key: title for key, title in titles.items() if any(row[key] for row in rows)}
     return table(list(titles.values()), [[row[title] for title in titles] for row in rows])

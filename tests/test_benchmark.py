@@ -9,6 +9,7 @@ import torch
 from tiny_run import REPO, load_script, load_tool
 from torch import nn
 
+from mmhcg.analysis import benchmark
 from mmhcg.analysis.operators import OperatorCounter, saved_bytes
 
 
@@ -32,6 +33,78 @@ def test_saved_bytes_by_hand():
     assert saved == (2 * 8 + 2 * 4) * 4  # the layer keeps its input, exp its output; the weight is left out
     saved, _ = saved_bytes(lambda: image.sin() + image.cos(), [])
     assert saved == 2 * 8 * 4  # twice the same storage
+
+
+class Probe(nn.Module):
+    """A 1x1 convolution, which keeps its input for the backward pass, and what precisions it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.seen = nn.Conv2d(3, 3, 1), set()
+
+    def forward(self, image):
+        autocast = (torch.ones(1, 1) @ torch.ones(1, 1)).dtype  # float32 without
+        self.seen.add((image.dtype, autocast))
+        return [self.conv(image)]
+
+
+@pytest.mark.parametrize(('dtype', 'size'), [('fp32', 4), ('bf16', 2)])
+def test_what_is_kept_is_counted_in_the_precision_that_is_timed(dtype, size):
+    probe = Probe()
+    (row,) = benchmark.compare(
+        {'b': probe}, torch.ones(1, 3, 400, 500), phase='train', dtype=dtype, repeats=1
+    )
+    assert (
+        row.saved_mb == 3 * 400 * 500 * size / 1e6
+    )  # the map; the 18 bytes of a cast weight are rounded away
+    assert probe.seen == {(torch.float32, benchmark.DTYPES[dtype])}
+
+
+def test_deployed_networks_are_converted_all_of_them_and_without_autocast(monkeypatch):
+    tool, probes = load_tool('benchmark'), {'plain': Probe(), 'r50': Probe()}
+    monkeypatch.setattr(tool, 'networks', lambda *_: probes.items())
+    tool.main(['--mode', 'deploy', '--dtype', 'bf16', '--shape', '1', '8', '8', '--repeats', '1'])
+    for probe in probes.values():
+        assert probe.seen == {(torch.bfloat16, torch.float32)}
+
+
+def test_each_network_is_held_to_its_own_plain_formulation():
+    names = ('b', 'b with_cp', 'c kernels', 'plain b', 'plain c', 'r50')
+    best = dict(zip(names, (1.0, 2.0, 3.0, 4.0, 5.0, 8.0)))
+    rows = benchmark._speeds({name: [9.0, seconds] for name, seconds in best.items()}, images=2)
+    assert [rows[name]['to_plain'] for name in names] == [0.25, 0.5, 0.6, 1, 1, '']
+    assert [rows[name]['to_r50'] for name in names] == [0.125, 0.25, 0.375, 0.5, 0.625, 1]
+    assert benchmark._speeds({'b': [1.0], 'r50': [4.0], 'plain': [2.0]}, 1)['r50']['to_plain'] == 2
+
+
+def test_each_architecture_has_its_plain_formulation(monkeypatch):
+    tool = load_tool('benchmark')
+    monkeypatch.setattr(tool, 'Trunk', str.upper)
+    monkeypatch.setattr(tool, 'as_in_coco', lambda network, phase: network)
+    monkeypatch.setitem(sys.modules, 'plain', SimpleNamespace(PlainHCGNet=str.title))
+    made = dict(tool.networks(['b', 'c'], [], 'infer'))
+    assert made == {'b': 'B', 'c': 'C', 'plain b': 'B', 'plain c': 'C'}
+    assert [*dict(tool.networks(['c'], [], 'infer'))] == ['c', 'plain']
+
+
+@pytest.mark.parametrize('of_others', [0, 10**9])
+def test_memory_of_other_candidates_does_not_count(of_others, monkeypatch):
+    network, image, peak = nn.Conv2d(3, 3, 1), torch.ones(1, 3, 8, 8), []
+    weights = (3 * 3 + 3) * 4
+
+    def allocated():
+        gradients = 0 if network.weight.grad is None else weights
+        return of_others + image.nbytes + weights + gradients
+
+    def step():
+        network(image).sum().backward()
+        peak.append(allocated() + 1000)  # and maps
+
+    monkeypatch.setattr(torch.cuda, 'memory_allocated', allocated)
+    monkeypatch.setattr(torch.cuda, 'reset_peak_memory_stats', peak.clear)
+    monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda: max(peak))
+    for _ in range(2):  # without gradients of a step before, and with them
+        assert benchmark._peak(network, step, image) == image.nbytes + 2 * weights + 1000
 
 
 @pytest.mark.slow

@@ -13,54 +13,68 @@ from torch import nn
 
 from mmhcg.analysis.benchmark import (
     COMPILED,
+    DTYPES,
     GRAPHED,
     MODES,
-    Stages,
+    ResNetTrunk,
     as_in_coco,
     compare,
-    format_table,
-    plot,
     write_csv,
 )
+from mmhcg.analysis.benchmark_pages import format_table, plot
 from mmhcg.network import Trunk, deploy, kernels
 
 TESTS = Path(__file__).resolve().parents[1] / 'tests'  # where the plain formulation is; wheels have none
 
 
-def networks(archs: list[str], against: list[str], mode: str, phase: str) -> Iterator[tuple[str, nn.Module]]:
-    """HCGNet first, then the plain formulation where it is at hand, then ResNets."""
+def networks(archs: list[str], against: list[str], phase: str) -> Iterator[tuple[str, nn.Module]]:
+    """HCGNets first, then the plain formulation of each where it is at hand, then ResNets."""
     import torchvision
 
     for arch in archs:
-        trunk = Trunk(arch)
-        yield arch, deploy(trunk) if mode.startswith('deploy') else trunk
+        yield arch, as_in_coco(Trunk(arch), phase)
         if phase == 'train':
-            yield f'{arch} with_cp', Trunk(arch, with_cp=True)
+            yield f'{arch} with_cp', as_in_coco(Trunk(arch, with_cp=True), phase)
     if (TESTS / 'plain.py').is_file():
         sys.path.append(str(TESTS))
         from plain import PlainHCGNet
 
-        yield 'plain', PlainHCGNet(archs[0])
+        for arch in archs:
+            yield 'plain' if len(archs) == 1 else f'plain {arch}', PlainHCGNet(arch)
     for name in against:
-        yield name, Stages(getattr(torchvision.models, name.replace('r', 'resnet'))())
+        resnet = getattr(torchvision.models, name.replace('r', 'resnet'))()
+        yield name, as_in_coco(ResNetTrunk(resnet), phase)
 
 
-def detectors(archs: list[str], against: list[str], mode: str, phase: str) -> Iterator[tuple[str, nn.Module]]:
+def detectors(archs: list[str], against: list[str], phase: str) -> Iterator[tuple[str, nn.Module]]:
     """Mask R-CNN with each backbone."""
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # MMEngine's
     from mmhcg.analysis.mask_rcnn import MaskRCNN
 
     for arch in archs:
         config = f'mask_rcnn_hcgnet_{arch}_fpn_1x_coco'
-        detector = MaskRCNN(config)
-        yield arch, deploy(detector) if mode.startswith('deploy') else detector
+        yield arch, MaskRCNN(config).train(phase == 'train')
         if phase == 'train':
-            yield f'{arch} with_cp', MaskRCNN(config, with_cp=True)
+            yield f'{arch} with_cp', MaskRCNN(config, with_cp=True).train()
     for name in against:
-        yield name, MaskRCNN(f'mask_rcnn_{name}_fpn_1x_coco')
+        yield name, MaskRCNN(f'mask_rcnn_{name}_fpn_1x_coco').train(phase == 'train')
 
 
-def main(argv: list[str] | None = None) -> None:
+def prepared(network: nn.Module, *, is_hcgnet: bool, device: str, mode: str, dtype: str) -> nn.Module:
+    """The network on its device, and as the mode wants it: converted and deployed, or compiled."""
+    network = network.to(device)
+    if mode.startswith('deploy'):
+        network = network.to(DTYPES[dtype])
+        return deploy(network) if is_hcgnet else network
+    if mode not in COMPILED:
+        return network
+    if not hasattr(network, 'model'):
+        return torch.compile(network, mode=COMPILED[mode])
+    network.model.backbone = torch.compile(network.model.backbone, mode=COMPILED[mode])  # of a detector
+    return network
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Measure backbones in the COCO recipe, side by side.')
     parser.add_argument('--arch', nargs='+', choices=('b', 'c'), default=['b'], help='HCGNets (default: b)')
     parser.add_argument(
@@ -72,7 +86,12 @@ def main(argv: list[str] | None = None) -> None:
         help='measure Mask R-CNN with each backbone, not the backbones alone',
     )
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
-    parser.add_argument('--dtype', choices=('fp32', 'fp16', 'bf16'), default='fp32', help='by autocast')
+    parser.add_argument(
+        '--dtype',
+        choices=('fp32', 'fp16', 'bf16'),
+        default='fp32',
+        help='by autocast; the deploy modes convert',
+    )
     parser.add_argument(
         '--mode', choices=MODES, default='eager', help='graph, deploy-graph: as CUDA graphs (default: eager)'
     )
@@ -100,22 +119,20 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f'--device cuda: PyTorch {torch.__version__} sees no GPU')
     if min(*args.shape, args.repeats) < 1:
         parser.error('--shape and --repeats must be positive')
+    return args
 
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     batch, height, width = args.shape
     image = torch.randn(batch, 3, height, width, device=args.device)
+    if args.mode.startswith('deploy'):
+        image = image.to(DTYPES[args.dtype])
     candidates = {}
-    source = detectors if args.detector else networks
-    for name, network in source(args.arch, args.against, args.mode, args.phase):
-        network = network.to(args.device)
-        if args.detector:
-            network.train(args.phase == 'train')
-        elif hasattr(network, 'stages'):
-            network = as_in_coco(network, args.phase)
-        if args.mode in COMPILED and args.detector:
-            network.model.backbone = torch.compile(network.model.backbone, mode=COMPILED[args.mode])
-        elif args.mode in COMPILED:
-            network = torch.compile(network, mode=COMPILED[args.mode])
-        candidates[f'{name} kernels' if args.kernels and name[0] in 'bc' else name] = network
+    for name, network in (detectors if args.detector else networks)(args.arch, args.against, args.phase):
+        is_hcgnet = name[0] in 'bc'
+        network = prepared(network, is_hcgnet=is_hcgnet, device=args.device, mode=args.mode, dtype=args.dtype)
+        candidates[f'{name} kernels' if args.kernels and is_hcgnet else name] = network
     with kernels.enabled(args.kernels):
         results = compare(
             candidates,

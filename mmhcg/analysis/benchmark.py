@@ -39,15 +39,15 @@ class Result:
         phase: 'infer' or 'train' (forward and backward pass).
         mode: 'eager', 'deploy', one of torch.compile's (`COMPILED`), or 'graph' and 'deploy-graph', which are
             'eager' and 'deploy' with the whole step in a CUDA graph.
-        dtype: 'fp32', or 'fp16' or 'bf16', by autocast.
+        dtype: 'fp32', 'fp16' or 'bf16'.
         shape: 'N x 3 x H x W' of the images.
         best_ms, median_ms: Milliseconds of a step.
         images_per_s: By the best.
-        peak_mb: Most memory on the GPU in MB (10^6 bytes); empty on CPUs.
+        peak_mb: Most memory of its own on the GPU in MB (10^6 bytes); empty on CPUs.
         saved_mb: MB kept for the backward pass, parameters left out; empty for inference.
         operators: Operators that run, those of the backward pass included; empty where they are compiled.
         moved_mb: MB that these take in and put out.
-        to_plain, to_r50: `best_ms` divided by that of the plain formulation and of ResNet-50, if measured.
+        to_plain, to_r50: `best_ms` divided by that of its plain formulation and of ResNet-50, if measured.
         machine, software, date: Of the measurement.
     """
 
@@ -71,7 +71,7 @@ class Result:
     date: str
 
 
-class Stages(nn.Module):
+class ResNetTrunk(nn.Module):
     """A torchvision ResNet up to its four stages: images (N, 3, H, W) to one map a stage."""
 
     def __init__(self, resnet: nn.Module) -> None:
@@ -99,7 +99,7 @@ def as_in_coco(network: nn.Module, phase: str) -> nn.Module:
 
 
 def compare(
-    candidates: Mapping[str, Callable[[Tensor], Sequence[Tensor]]],
+    candidates: Mapping[str, nn.Module],
     image: Tensor,
     *,
     model: str = 'backbone',
@@ -109,7 +109,10 @@ def compare(
     repeats: int = 10,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Result]:
-    """Measure every candidate on one image batch (N, 3, H, W); 'plain' and 'r50' are what others are held to.
+    """Measure every candidate on one image batch (N, 3, H, W).
+
+    ResNet-50 is named 'r50', and the plain formulation 'plain', or 'plain b' where candidates are 'b ...' and
+    of other architectures.
 
     Args:
         candidates: Networks by name, ready to run: on the image's device, compiled where `mode` says so.
@@ -118,7 +121,7 @@ def compare(
         phase: 'infer', or 'train' for a forward and a backward pass.
         mode: For the table; what is compiled is not counted operator by operator, and in the modes of
             `GRAPHED` the steps that are timed are CUDA graphs.
-        dtype: Precision, by autocast.
+        dtype: Precision, by autocast if the image has another.
         repeats: Timed runs of each candidate.
         progress: Is told what is going on.
     """
@@ -127,53 +130,59 @@ def compare(
     for name, step in steps.items():
         progress(f'{name}: first runs')
         step()
-        counts[name] = _counts(candidates[name], step, image, phase, mode)
+        counts[name] = _counts(candidates[name], step, image, phase, mode, dtype)
         if mode in GRAPHED:
             steps[name] = _graphed(step)
     for number in range(repeats):
         for name, step in steps.items():
             progress(f'{name}: run {number + 1} of {repeats}')
             times[name].append(_seconds(step, image.device))
+    shared = dict(
+        model=model,
+        phase=phase,
+        mode=mode,
+        dtype=dtype,
+        shape=' x '.join(map(str, image.shape)),
+        machine=machine(image.device),
+        software=f'PyTorch {torch.__version__} Python {platform.python_version()}',
+        date=date.today().isoformat(),
+    )
+    speeds = _speeds(times, len(image))
+    return [Result(candidate=name, **shared, **counts[name], **speeds[name]) for name in steps]
+
+
+def _speeds(times: Mapping[str, Sequence[float]], images: int) -> dict[str, dict[str, float | str]]:
+    """The columns of time, of each candidate's runs in seconds."""
     best = {name: min(seconds) for name, seconds in times.items()}
 
-    def ratio(name: str, other: str) -> float | str:
-        return round(best[name] / best[other], 3) if other in best else ''
+    def ratio(name: str, *others: str) -> float | str:
+        return next((round(best[name] / best[other], 3) for other in others if other in best), '')
 
-    return [
-        Result(
-            name,
-            model,
-            phase,
-            mode,
-            dtype,
-            ' x '.join(map(str, image.shape)),
-            round(best[name] * 1e3, 2),
-            round(median(times[name]) * 1e3, 2),
-            round(len(image) / best[name], 2),
-            **counts[name],
-            to_plain=ratio(name, 'plain'),
+    return {
+        name: dict(
+            best_ms=round(best[name] * 1e3, 2),
+            median_ms=round(median(seconds) * 1e3, 2),
+            images_per_s=round(images / best[name], 2),
+            to_plain=ratio(name, 'plain', f'plain {name.removeprefix("plain ").split()[0]}'),
             to_r50=ratio(name, 'r50'),
-            machine=machine(image.device),
-            software=f'PyTorch {torch.__version__} Python {platform.python_version()}',
-            date=date.today().isoformat(),
         )
-        for name in steps
-    ]
+        for name, seconds in times.items()
+    }
 
 
-def _step(network: Callable, image: Tensor, phase: str, dtype: str) -> Callable[[], Any]:
-    half = dtype != 'fp32'
+def _forward(network: nn.Module, image: Tensor, dtype: str) -> Sequence[Tensor]:
+    with torch.autocast(image.device.type, DTYPES[dtype]) if image.dtype != DTYPES[dtype] else nullcontext():
+        return network(image)
 
-    def forward() -> Sequence[Tensor]:
-        with torch.autocast(image.device.type, DTYPES[dtype]) if half else nullcontext():
-            return network(image)
 
+def _step(network: nn.Module, image: Tensor, phase: str, dtype: str) -> Callable[[], Any]:
     def infer() -> None:
         with torch.no_grad():
-            forward()
+            _forward(network, image, dtype)
 
     def train() -> None:
-        sum(feat.float().mean() for feat in forward() if feat.requires_grad).backward()
+        maps = _forward(network, image, dtype)
+        sum(feat.float().mean() for feat in maps if feat.requires_grad).backward()
 
     return train if phase == 'train' else infer
 
@@ -193,22 +202,33 @@ def _graphed(step: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _counts(
-    network: Callable, step: Callable[[], Any], image: Tensor, phase: str, mode: str
+    network: nn.Module, step: Callable[[], Any], image: Tensor, phase: str, mode: str, dtype: str
 ) -> dict[str, float | int | str]:
     """The columns that do not vary from run to run."""
     counts = dict.fromkeys(('peak_mb', 'saved_mb', 'operators', 'moved_mb'), '')
     if image.device.type == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        counts['peak_mb'] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
+        counts['peak_mb'] = round(_peak(network, step, image) / 1e6, 1)
     if mode not in COMPILED:
         with OperatorCounter() as counter:
             step()
         counts.update(operators=counter.calls, moved_mb=round(counter.moved / 1e6, 1))
     if phase == 'train' and mode not in COMPILED:
-        saved, _ = saved_bytes(lambda: network(image), network.parameters())
+        saved, _ = saved_bytes(lambda: _forward(network, image, dtype), network.parameters())
         counts['saved_mb'] = round(saved / 1e6, 1)
     return counts
+
+
+def _peak(network: nn.Module, step: Callable[[], Any], image: Tensor) -> int:
+    """Most bytes on the GPU during a step that are the network's: image, weights, and what the step adds.
+
+    Other candidates' are there before the step as during it.
+    """
+    network.zero_grad(set_to_none=True)  # so that the step adds its gradients
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    own = sum(tensor.nbytes for tensor in (image, *network.parameters(), *network.buffers()))
+    return own + torch.cuda.max_memory_allocated() - before
 
 
 def _seconds(step: Callable[[], Any], device: torch.device) -> float:
@@ -242,42 +262,3 @@ def write_csv(results: Sequence[Any], path: Path) -> None:
         if is_new:
             writer.writeheader()
         writer.writerows(asdict(result) for result in results)
-
-
-def format_table(results: Sequence[Result]) -> str:
-    """What differs between results, a line each."""
-    columns = ('candidate', 'best_ms', 'median_ms', 'images_per_s', 'peak_mb', 'saved_mb', 'operators')
-    columns += ('moved_mb', 'to_plain', 'to_r50')
-    rows = [columns, *([str(getattr(result, column)) for column in columns] for result in results)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-    return '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
-
-
-def plot(results: Sequence[Result], path: Path) -> None:
-    """Draw time and memory of each candidate as bars; the plain formulation's and ResNets' in grey."""
-    from matplotlib import pyplot
-
-    shown = {'best_ms': 'milliseconds a step', 'saved_mb': 'MB kept for the backward pass'}
-    shown |= {'moved_mb': 'MB that operators take in and put out', 'peak_mb': 'most MB on the GPU'}
-    columns = [column for column in shown if all(getattr(result, column) != '' for result in results)]
-    figure, axes = pyplot.subplots(1, len(columns), figsize=(4.5 * len(columns), 3.2), squeeze=False)
-    for axis, column in zip(axes[0], columns):
-        bars = axis.barh(
-            [result.candidate for result in results],
-            [getattr(result, column) for result in results],
-            color=['tab:blue' if result.candidate[0] in 'bc' else 'silver' for result in results],
-        )
-        axis.bar_label(bars, padding=3)
-        axis.margins(x=0.2)
-        axis.invert_yaxis()
-        axis.set_title(shown[column], fontsize='medium')
-        axis.spines[['top', 'right']].set_visible(False)
-    first = results[0]
-    figure.suptitle(
-        f'{first.model}, {first.phase}, {first.mode}, {first.dtype}, {first.shape}; {first.machine}',
-        fontsize='small',
-    )
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)

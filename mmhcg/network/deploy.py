@@ -36,8 +36,8 @@ from mmhcg.network.layers import ConvNormAct, is_compiling, pointwise, running_a
 from mmhcg.network.smg import SMG, gate_shares
 from mmhcg.network.trunk import Stage
 
-# |t| from which on ReLU(a x + b) is as good as constant. Where that is 0 the map, bounded, would be t, which
-# float16 (up to 65504) must hold, be it the model's or autocast's.
+# |t| from which on ReLU(a x + b) is as good as constant. The smaller one is for float16, which ends at 65504,
+# and wherever that constant is 0: the bounded map is t there, and autocast may put it into float16.
 LARGEST, LARGEST_HALF = 1e6, 3e4
 WINDOWS = tuple(dict(kernel_size=3, padding=dilation, dilation=dilation) for dilation in (1, 2))
 
@@ -145,9 +145,8 @@ class DeployedGates(nn.Module):
     def __init__(self, update: UpdateGate, forget: ForgetGate) -> None:
         super().__init__()
         pools, like = (update.pool3, update.pool5), forget.squeeze.weight
-        bounds = _Bounds(
-            *map(torch.stack, zip(*(_Bounds.of(pool.norm, like) for pool in pools)))
-        )  # (2, C) each
+        bounds = zip(*(_Bounds.of(pool.norm, like) for pool in pools))
+        bounds = _Bounds(*map(torch.stack, bounds))  # (2, C) each
         kernel = torch.stack([kernel_of(pool) for pool in pools]).double() * bounds.gain[:, None]  # (2, 9, C)
         project = torch.stack([pool.project.weight.flatten() for pool in pools]).double()
         rows = _rounded(kernel * project[:, None], like)
@@ -227,8 +226,8 @@ class _Bounds(NamedTuple):
     @classmethod
     def of(cls, norm: nn.Module, like: Tensor) -> _Bounds:
         scale, shift = _affine(norm)
-        largest = LARGEST_HALF if like.dtype == torch.float16 else LARGEST
-        largest = torch.where(shift > 0, largest, LARGEST_HALF)
+        is_half = (shift <= 0) | (like.dtype == torch.float16)
+        largest = torch.where(is_half, LARGEST_HALF, LARGEST)
         constant = shift.abs() >= largest * scale.abs()
         threshold = _rounded(torch.where(constant, 0, -shift / scale), like)
         value, infinity = shift.clamp(min=0), torch.full_like(shift, torch.inf)

@@ -33,9 +33,8 @@ class Source:
         self.read = (tuple(maps), self.channels, rows, scale.contiguous(), shift.contiguous())
         # Of products in float32. The gates' own are of float32 parameters, whatever the map's precision is.
         # The plain formulation of the gates has matrix products there, that of the squeeze a convolution.
-        single = (
-            'tf32' if _allows_tf32(torch.backends.cuda.matmul if pooled else torch.backends.cudnn) else 'ieee'
-        )
+        backend = torch.backends.cuda.matmul if pooled else torch.backends.cudnn
+        single = 'tf32' if _allows_tf32(backend) else 'ieee'
         self.options = dict(
             POOLED=pooled,
             LAST=self.last,
