@@ -265,6 +265,7 @@ def test_other_detectors_are_counted(name):
     assert name.startswith('deformable') or 'other' not in {part.name for part in parts}
 
 
+@pytest.mark.slow
 def test_cascades_paste_no_more_masks_than_others():
     cfg = get_config('mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py')
     masks = 100 * (4 * 14**2 * 9 * 256**2 + 14**2 * 4 * 256**2 + 28**2 * 256 * 80)
