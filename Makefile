@@ -10,7 +10,7 @@ demo: .venv/ready
 test: .venv/ready lint
 	$(BIN)/python -m pytest -n 2
 
-# Without the tests that start whole runs or processes.
+# Without the tests marked as slow, which start whole runs or processes, or take many seconds.
 fast: .venv/ready lint
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 

@@ -11,6 +11,8 @@ from mmhcg.runs import UserError
 from mmhcg.runs.config import build_detector, load_config
 from mmhcg.swap import swap_backbone
 
+pytestmark = pytest.mark.slow
+
 NAME = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 LEVELS = [['4', '64', '160'], ['8', '128', '368'], ['16', '256', '952'], ['32', '512', '1244']]
 

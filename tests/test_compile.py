@@ -21,7 +21,13 @@ SIZES = (
 )
 
 
-@pytest.mark.parametrize('kind', ['eval', 'deploy', 'train', 'norm_eval', 'with_cp'])
+@pytest.mark.parametrize(
+    'kind',
+    [
+        'eval',
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ('deploy', 'train', 'norm_eval', 'with_cp')),
+    ],
+)
 def test_ten_sizes_make_one_graph_and_one_more(kind):
     trunk = Trunk(ARCH, with_cp=kind == 'with_cp').train(kind == 'train')
     network = deploy(trunk) if kind == 'deploy' else trunk

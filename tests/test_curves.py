@@ -115,6 +115,7 @@ def test_names_of_files_are_refused_before_work(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_logs_of_a_real_run(tmp_path):
     config, data = write_config(tmp_path), write_data(tmp_path)
     common = dict(work_dir=tmp_path / 'run', data_root=data)

@@ -39,7 +39,7 @@ def outputs(model, image, dtype=None):
         return model(image)
 
 
-@pytest.mark.parametrize('arch', ['b', 'c'])
+@pytest.mark.parametrize('arch', ['b', pytest.param('c', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('size', [(33, 57), (112, 137)])
 @pytest.mark.parametrize('change', [lambda state: state, odd_norms], ids=['usual', 'odd'])
 def test_features_are_those_of_the_network(arch, size, change):

@@ -64,7 +64,7 @@ def test_declared_channels_and_strides(arch, size):
     assert all((feat >= 0).all() for feat in features)
 
 
-@pytest.mark.parametrize('arch', ['b', 'c'])
+@pytest.mark.parametrize('arch', ['b', pytest.param('c', marks=pytest.mark.slow)])
 def test_fp32_rounding_is_that_of_the_plain_formulation(arch):
     state = random_state(arch)
     single = {

@@ -343,6 +343,7 @@ def test_mask_targets_include_the_last_pixel():
     assert targets.tolist() == [[[0, 0, 0, 1]] * 4]
 
 
+@pytest.mark.slow
 def test_paper_config_trains_and_scores_masks(tmp_path):
     config, data = write_config(tmp_path, base=PAPER['hcgnet_b']), write_data(tmp_path)
     options = {'train_cfg.max_epochs': 1}

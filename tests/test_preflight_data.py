@@ -102,6 +102,7 @@ def test_training_stops_before_it_starts(tiny, data, tmp_path, capsys, name):
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
 def test_training_warns_of_what_is_skipped(tiny, data, tmp_path):
     def spoil(content, annotation):
         annotation['bbox'][2] = 0

@@ -206,6 +206,7 @@ def trained(folder):
     return folder / 'run'
 
 
+@pytest.mark.slow
 def test_a_run_has_the_rate_of_its_batch_and_scores_itself(trained):
     lines = read_scalars(trained)
     rates = [line['lr'] for line in lines if 'lr' in line]
@@ -215,6 +216,7 @@ def test_a_run_has_the_rate_of_its_batch_and_scores_itself(trained):
     assert len([line for line in lines if 'accuracy/top1' in line]) == 2
 
 
+@pytest.mark.slow
 def test_weights_decay_everywhere(trained):
     groups = load_checkpoint_file(trained / 'epoch_2.pth')['optimizer']['param_groups']
     assert {group['weight_decay'] for group in groups} == {4e-5}
@@ -223,6 +225,7 @@ def test_weights_decay_everywhere(trained):
     assert sum(len(group['params']) for group in groups) == len(learned)
 
 
+@pytest.mark.slow
 def test_the_tool_scores_a_checkpoint(trained, folder, capfd):
     argv = [folder / 'in1k.py', trained / 'epoch_2.pth', '--data-root', folder / 'imagenet']
     argv += ['--work-dir', folder / 'tested', '--out', folder / 'scores.pkl']
@@ -238,6 +241,7 @@ def test_the_tool_scores_a_checkpoint(trained, folder, capfd):
         runs.test(folder / 'in1k.py', trained / 'epoch_2.pth', folder / 'imagenet', show_dir=folder / 'drawn')
 
 
+@pytest.mark.slow
 def test_a_finished_runs_backbone_starts_a_detector(trained, tmp_path):
     """By init_cfg alone: the checks of a run let it pass, and every entry arrives."""
     cfg = Config.fromfile(write_config(tmp_path))
@@ -255,6 +259,7 @@ def test_a_finished_runs_backbone_starts_a_detector(trained, tmp_path):
     assert all(torch.equal(expected[f'backbone.{name}'], entry) for name, entry in state.items())
 
 
+@pytest.mark.slow
 @needs_mmpretrain
 def test_cifar_trains_with_a_growing_dropblock_and_resumes(folder):
     argv = [folder / 'cifar.py', '--data-root', folder / 'cifar', '--work-dir', folder / 'cifar_run']

@@ -123,6 +123,7 @@ def networks():
     return list(found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('names', networks(), ids=lambda names: names[0])
 def test_sizes_are_those_of_the_configs(names):
     rows = {row['config']: row for row in page.read(page.COMPLEXITY)}
