@@ -25,6 +25,21 @@ train_cfg = dict(max_epochs=4, val_interval=9)
 """
 
 
+@pytest.mark.slow
+def test_torchrun_trains_with_two_processes(tmp_path):
+    write_config(tmp_path)
+    write_data(tmp_path)
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
+    command += [str(REPO / 'tools/train.py'), 'tiny.py', '--launcher', 'pytorch', '--no-pretrained']
+    command += ['--data-root', 'shapes', '--work-dir', 'two', '--cfg-options', 'train_cfg.max_epochs=1']
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = [line for line in read_scalars(tmp_path / 'two') if 'loss' in line]
+    assert len(steps) == 2  # 8 pictures, 2 processes, batches of 2
+    assert (tmp_path / 'two/epoch_1.pth').is_file()
+    assert 'coco/bbox_mAP' in read_scalars(tmp_path / 'two')[-1]
+
+
 def write_faulty(folder: Path, *faults: dict) -> dict[str, str]:
     """faulty.py with hooks of faults.py, and shapes/; returns the environment in which it can be run."""
     write_config(folder)
@@ -77,16 +92,12 @@ def test_a_run_does_not_wait_for_a_process_that_died(tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_restarts_go_on(tmp_path):
-    """First one process is told to stop, and both do; then one dies; each time both start and go on.
-
-    And the last ones score what they trained, two batches of two pictures an epoch for each process.
-    """
+    """First one process is told to stop, and both do; then one dies; each time both start and go on."""
     stop = dict(name='SIGUSR1', rank=1, iteration=2, restart=0)
     environment = write_faulty(tmp_path, stop, dict(name='SIGKILL', rank=1, iteration=5, restart=1))
     environment['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
     command += ['--max-restarts', '2', str(REPO / 'tools/train.py'), *OPTIONS]
-    command += ['--cfg-options', 'train_cfg.val_interval=4']
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     logs = [path.read_text() for path in sorted((tmp_path / 'work').glob('*/*.log'))]
@@ -94,9 +105,6 @@ def test_torchrun_restarts_go_on(tmp_path):
     assert starts == [[], [('1', '3')], [('2', '4')]]
     assert 'another process was told to stop: saved iteration 3' in logs[0]
     assert load_checkpoint_file(tmp_path / 'work/epoch_4.pth')['meta']['iter'] == 8
-    lines = read_scalars(tmp_path / 'work')
-    assert [line['step'] for line in lines if 'loss' in line] == [5, 6, 7, 8]
-    assert 'coco/bbox_mAP' in lines[-1]
 
 
 @pytest.mark.parametrize(('configured', 'seconds'), [({}, launch.TIMEOUT), ({'timeout': 60}, 60)])

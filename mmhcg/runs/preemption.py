@@ -14,6 +14,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
+from mmhcg.runs.processes import part
 from mmhcg.runs.resuming import point_at
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -60,6 +61,7 @@ class PreemptionHook(Hook):
         if told:
             self._save(runner, epoch=runner.epoch, iter=runner.iter + 1)
             barrier()  # a process that leaves early has the launcher end the one that saves
+            part()
             raise SystemExit(EXIT_CODE)
 
     def after_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:

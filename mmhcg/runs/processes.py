@@ -1,8 +1,10 @@
-"""Which of several processes this one is, before MMEngine has brought them together."""
+"""One process of several: which it is, before MMEngine has brought them together, and its parting."""
 
 from __future__ import annotations
 
 import os
+
+from torch import distributed
 
 RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}  # by launcher
 
@@ -10,3 +12,9 @@ RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RAN
 def is_first(launcher: str | None) -> bool:
     """Whether it is the first, or the only one."""
     return int(os.environ.get(RANKS.get(launcher, ''), 0)) == 0
+
+
+def part() -> None:
+    """Leave the group, when all processes do: an exit with the group's threads running may end in a crash."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
