@@ -179,6 +179,7 @@ def test_a_stage_is_the_detectors(folder, photos):
 @pytest.mark.parametrize(('base', 'rgb'), [('hcgnet_b_in1k', False), ('hcgnet_a1_cifar10', True)])
 def test_a_classifier_sees_photographs_as_it_sees_its_own_data(tmp_path, photos, base, rgb):
     """OpenCV reads ImageNet's files, as BGR; CIFAR's dataset has its pixels as RGB."""
+    pytest.importorskip('mmpretrain')
     arch = 'dict(_delete_=True, blocks=(1, 1, 1), growth_rates=(8, 8, 8))'
     base = str(CONFIGS / 'pretrain' / f'{base}.py')
     (tmp_path / 'cls.py').write_text(f'_base_ = {base!r}\nmodel = dict(backbone=dict(arch={arch}))')
