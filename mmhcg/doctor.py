@@ -123,8 +123,10 @@ def operator_names(mmcv: Path) -> set[str]:
 def _several_distributions() -> Iterator[Problem]:
     """Two that install the same files: whichever is removed takes them from the other."""
     for module in ('mmengine', 'mmcv', 'mmdet', 'cv2'):
-        names = [found.metadata['Name'] for found in _installed(WANTED[module])]
-        if len(names) > 1:
+        found = _installed(WANTED[module])
+        names = [each.metadata['Name'] for each in found]
+        same = module == 'cv2' and len({each.version for each in found}) == 1  # as the fork asks for them
+        if len(names) > 1 and not same:
             remove = f'pip uninstall -y {" ".join(names)}'
             yield Problem(f'{" and ".join(names)} both install {module}', f'{remove} && {_reinstall(module)}')
 

@@ -38,6 +38,7 @@ def installed(monkeypatch, tmp_path):
 def test_nothing_is_wrong_where_all_fits(installed):
     assert installed(HEALTHY) == {}
     assert installed({**HEALTHY, 'torch': '2.14.1+cu130'}) == {}
+    assert installed({**HEALTHY, 'opencv-python-headless': '5.0.0'}) == {}  # of the same version
     assert installed({**HEALTHY, 'torch': '2.1.0', 'torchvision': '0', 'numpy': '1.26'}).keys() == {
         'torchvision 0 is built for PyTorch 2.14.1, not 2.1.0'
     }
@@ -52,7 +53,7 @@ def test_nothing_is_wrong_where_all_fits(installed):
             'pip uninstall -y mmcv mmcv-lite && pip install --force-reinstall --no-deps mmcv-lite==2.1.0',
         ),
         (
-            {'opencv-python-headless': '5.0.0'},
+            {'opencv-python-headless': '4.12.0'},
             'opencv-python and opencv-python-headless both install cv2',
             'pip uninstall -y opencv-python opencv-python-headless && '
             'pip install --force-reinstall --no-deps opencv-python-headless',

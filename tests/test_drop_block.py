@@ -41,7 +41,7 @@ def test_squares_of_two_lie_inside_the_map_and_keep_its_mean():
     assert torch.equal(union, zero)
     assert dropped.mean().item() == pytest.approx(1, rel=1e-5)
     assert dropped.unique().numel() == 2
-    assert zero.flatten(2).any(2).float().mean() > 0.5 and not torch.equal(zero[0, 0], zero[0, 1])
+    assert len(zero.flatten(2).flatten(0, 1).unique(dim=0)) > 64  # of 128 maps, each on its own
     # 50,048 numbers, 2 % of them expected: neighbours are dropped together, so three deviations are 0.004.
     assert zero.mean().item() == pytest.approx(0.02, abs=0.004)
 
