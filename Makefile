@@ -32,5 +32,7 @@ format: .venv/ready
 compat-%: tests/environments/%.txt
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --disable-pip-version-check --progress-bar off -r $<
+	if [ -f tests/environments/$*.build.txt ]; then MMCV_WITH_OPS=1 .venv-$*/bin/python -m pip install \
+		--no-build-isolation -r tests/environments/$*.build.txt; fi
 	.venv-$*/bin/python -m mmhcg.doctor
 	.venv-$*/bin/python -m pytest -n 2 -m 'not slow'
