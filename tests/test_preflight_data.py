@@ -175,6 +175,10 @@ def test_what_training_passes_over_needs_no_mask(cfg, data, change):
     edit(data, lambda c, a: a.pop('segmentation'), TRAIN)
     with pytest.raises(UserError, match='no segmentation'):
         check_data(cfg, ('train',))
+    edit(data, lambda c, a: a.update(area=float('nan')), TRAIN)  # which is not below zero
+    with pytest.raises(UserError, match='no segmentation'):
+        check_data(cfg, ('train',))
+    edit(data, lambda c, a: a.update(area=9.0), TRAIN)
     edit(data, change, TRAIN)
     check_data(cfg, ('train',))
 
@@ -190,6 +194,30 @@ def test_images_that_a_run_does_not_read_may_be_missing(cfg, data):
         check_data(cfg, ('train',))
     cfg.train_dataloader.dataset.indices = 4
     assert check_data(cfg, ('train',)) == []
+    cfg.train_dataloader.dataset.indices = None
+    cfg.train_dataloader.dataset.pipeline[0].backend_args = dict(backend='petrel')
+    assert check_data(cfg, ('train',)) == []
+
+
+def test_images_of_a_set_whose_annotations_nobody_reads_must_be_there(cfg, data):
+    """Whatever its filter for empty images."""
+    edit(data, lambda c, a: c['images'][0].update(file_name='gone.png'), TRAIN)
+    dataset = cfg.train_dataloader.dataset
+    dataset.pipeline = [dict(type='LoadImageFromFile'), dict(type='PackDetInputs')]
+    assert dataset.filter_cfg.filter_empty_gt
+    with pytest.raises(UserError, match='missing image'):
+        check_data(cfg, ('train',))
+
+
+def test_a_file_without_objects_of_the_classes_cannot_be_scored(cfg, data):
+    def other_class(content, annotation):
+        add_class(content, annotation)
+        for each in content['annotations']:
+            each['category_id'] = 9
+
+    edit(data, other_class)
+    with pytest.raises(UserError, match=r'val_dataloader and val_evaluator[^\n]*1 x no objects'):
+        check_data(cfg, ('val',))
 
 
 def test_data_elsewhere_are_left_alone(cfg):

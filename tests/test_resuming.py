@@ -29,7 +29,7 @@ from mmhcg.runs import UserError
 from mmhcg.runs.loading import check_loading
 from mmhcg.runs.lock import sole_run
 from mmhcg.runs.resumable import ResumableLoader
-from mmhcg.runs.resuming import newest_checkpoint
+from mmhcg.runs.resuming import newest_checkpoint, settle_start
 from mmhcg.runs.run_state import set_random_state
 from mmhcg.stack.checkpoints import load_checkpoint_file
 
@@ -167,8 +167,18 @@ def test_a_restart_before_the_first_checkpoint_starts_afresh(folder, tmp_path, m
     assert train(folder, str(tmp_path), *options) == 0
     assert steps(tmp_path)[0] == 1
     log = newest_log(tmp_path)
-    assert 'started this run again before it had saved: it starts afresh' in log
+    assert 'this run was started again before it had saved: it starts afresh' in log
     assert 'set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1' in log
+
+
+@pytest.mark.parametrize('name', ['TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT'])
+def test_a_run_that_was_started_again_resumes_by_itself(folder, monkeypatch, name):
+    """The same command once more, without --resume."""
+    with pytest.raises(UserError, match='holds the checkpoints of an earlier run'):
+        settle_start(False, None, str(folder / 'work'))
+    monkeypatch.setenv(name, '1')
+    start = settle_start(False, None, str(folder / 'work'))
+    assert start.resume and start.load_from == str(folder / 'work/epoch_3.pth')
 
 
 def test_the_seed_is_that_of_the_resumed_run(folder, tmp_path):

@@ -199,6 +199,19 @@ def test_workers_survive_a_signal_to_all_processes_and_end_with_the_run(folder, 
         os.killpg(run.pid, 0)
 
 
+def test_a_signal_that_is_ignored_on_purpose_stays_ignored():
+    """As a shell script has SIGINT for what it runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    hook = PreemptionHook()
+    try:
+        hook.before_train(None)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == hook._note
+    finally:
+        hook.leave_train(None)
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_second_ctrl_c_stops_at_once(capfd):
     hook = PreemptionHook()
     hook._note(signal.SIGINT, None)

@@ -107,7 +107,7 @@ class Photos:
         """Category, as an index into `categories` -> bool mask (H, W)."""
         found: dict[int, np.ndarray] = {}
         keys = sorted(self.coco.cats)
-        for annotation in self.coco.loadAnns(self.coco.getAnnIds(imgIds=[self.ids[number]])):
+        for annotation in self.coco.loadAnns(self.coco.getAnnIds(imgIds=[self.ids[number]], catIds=keys)):
             mask, category = self.coco.annToMask(annotation) > 0, keys.index(annotation['category_id'])
             found[category] = found[category] | mask if category in found else mask
         return found
@@ -190,6 +190,10 @@ def _look_for_regions(network: Callable, photos: Photos, thresholds: Tensor, pro
 
 
 def regions_of(feat: Tensor, thresholds: Tensor, size: Sequence[int]) -> Tensor:
-    """Where maps (C, h, w), enlarged to `size`, are above their thresholds: bool (C, *size)."""
+    """Where maps (C, h, w), enlarged to `size`, are above their thresholds: bool (C, *size).
+
+    As in network dissection, a position is taken for the middle of the cell of pixels that the map's size
+    gives it.
+    """
     large = F.interpolate(feat[None], tuple(size), mode='bilinear', align_corners=False)[0]
     return large > thresholds[:, None, None]

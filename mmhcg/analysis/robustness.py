@@ -134,6 +134,7 @@ def prepare(
     _check_metric(cfg, is_classifier)
     if data_root is not None:
         move_data(cfg, str(data_root))
+        cfg.merge_from_dict(cfg_options or {})
     check_data(cfg, ('test',))
     if not is_classifier:
         for dataset in leaf_datasets(cfg, 'test'):

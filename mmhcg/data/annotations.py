@@ -70,7 +70,8 @@ class AnnotationFile:
                 yield f'no {key}', '', ''
         if self.use & OBJECTS:
             yield from self._found_annotations()
-            if not self.annotations:
+            has_classes = any(name in self.classes for name in self.categories.values())
+            if not self.annotations or (self.images and has_classes and not self.with_objects):
                 yield 'no objects' if 'annotations' in there else 'no annotations', '', ''
 
     def _found_annotations(self) -> Found:
@@ -175,7 +176,9 @@ def _check_numbers(annotation: dict, item: str) -> Found:
     area = annotation.get('area')
     if not _are_numbers([area]):
         yield 'no area', item, _entry(annotation, 'area')
-    elif not area > 0:
+    elif area != area:
+        yield 'NaN in area', item, _entry(annotation, 'area')
+    elif area <= 0:
         yield 'area not positive', item, _entry(annotation, 'area')
     if not _are_numbers([annotation.get('iscrowd')]):
         yield 'no iscrowd', item, _entry(annotation, 'iscrowd')

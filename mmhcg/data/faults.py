@@ -35,7 +35,7 @@ KINDS: dict[str, tuple[Use, str]] = {
     'no images': (Use.ALL, 'crash at the start'),
     'no categories': (Use.ALL, 'crash at the start'),
     'no annotations': (OBJECTS, 'nothing to learn, and an AP of -1'),
-    'no objects': (SCORED, 'an AP of -1'),  # in training, images of background
+    'no objects': (SCORED, 'none of the classes that are asked for: an AP of -1'),  # in training, background
     'malformed item': (Use.ALL, 'crash at the start'),
     'malformed id': (Use.ALL, 'crash, or never matched'),
     'duplicate image id': (Use.ALL, 'the last of them gets the objects of all'),
@@ -56,6 +56,7 @@ KINDS: dict[str, tuple[Use, str]] = {
     'bbox outside': (HARMLESS, 'skipped in training, never found in scoring'),
     'bbox beyond the edge': (HARMLESS, 'cut at the edge in training and not in scoring'),
     'no area': (OBJECTS, 'crash at the start'),
+    'NaN in area': (HARMLESS, 'of no size in scoring'),
     'area not positive': (HARMLESS, 'skipped in training, of no size in scoring'),
     'no iscrowd': (SCORED, 'crash when scored'),
     'no segmentation': (ANY_MASKS, 'crash when the image is reached'),

@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 CHUNK = 2**22  # characters read at a time
-LONGEST = (
-    2**26
-)  # characters of one item; else a fault at its start would have all of the file read for its end
+# Characters of one item; else a fault at its start would have all of the file read for its end
+LONGEST = 2**26
 
 _spaces = re.compile(r'[ \t\n\r]*')
 _after_value = frozenset(' \t\n\r,:]}')

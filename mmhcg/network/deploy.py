@@ -38,7 +38,7 @@ from mmhcg.network.trunk import Stage
 
 # |t| from which on ReLU(a x + b) is as good as constant. The smaller one is for float16, which ends at 65504,
 # and wherever that constant is 0: the bounded map is t there, and autocast may put it into float16.
-LARGEST, LARGEST_HALF = 1e6, 3e4
+LARGEST, LARGEST_SMALL = 1e6, 3e4
 WINDOWS = tuple(dict(kernel_size=3, padding=dilation, dilation=dilation) for dilation in (1, 2))
 
 
@@ -226,8 +226,8 @@ class _Bounds(NamedTuple):
     @classmethod
     def of(cls, norm: nn.Module, like: Tensor) -> _Bounds:
         scale, shift = _affine(norm)
-        is_half = (shift <= 0) | (like.dtype == torch.float16)
-        largest = torch.where(is_half, LARGEST_HALF, LARGEST)
+        is_small = (shift <= 0) | (like.dtype == torch.float16)
+        largest = torch.where(is_small, LARGEST_SMALL, LARGEST)
         constant = shift.abs() >= largest * scale.abs()
         threshold = _rounded(torch.where(constant, 0, -shift / scale), like)
         value, infinity = shift.clamp(min=0), torch.full_like(shift, torch.inf)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -46,7 +47,9 @@ class SafeCheckpointHook(CheckpointHook):
         )
         if is_main_process():
             point_at(runner.work_dir, self.last_ckpt)
-        outdated = [os.path.join(runner.work_dir, INTERRUPTED)]
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(runner.work_dir, INTERRUPTED))
+        outdated = []
         while len(self.keep_ckpt_ids) > self.max_keep_ckpts > 0:
             name = self.filename_tmpl.format(self.keep_ckpt_ids.popleft())
             outdated.append(self.file_backend.join_path(self.out_dir, name))

@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.config import DictAction
 
 from mmhcg.runs.errors import UserError
-from mmhcg.runs.processes import part
+from mmhcg.runs.processes import leave_group
 from mmhcg.stack.checkpoints import CheckpointError
 from mmhcg.weights import WeightsError
 
@@ -51,7 +51,7 @@ def run(function: Callable[..., Any], parser: argparse.ArgumentParser, argv: lis
     os.environ.setdefault('LOCAL_RANK', str(options.pop('local_rank', 0)))
     try:
         function(**options)
-        part()
+        leave_group()
     except (UserError, CheckpointError, WeightsError) as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(getattr(error, 'exit_code', UserError.exit_code))

@@ -135,9 +135,10 @@ def _readers(cfg: Config, mode: str) -> Iterator[Reader]:
         if panoptic or (mode != 'train' and not scoring):  # a test set need not have annotations
             use = Use.IMAGES
         folder = _below_root(dataset, (dataset.get('data_prefix') or {}).get('img', ''))
-        if dataset.get('indices') is not None:  # which images those are is MMEngine's to know
+        # Which images `indices` leaves is MMEngine's to know.
+        if dataset.get('indices') is not None or '://' in folder or not _reads_files(dataset):
             folder = None
-        drops_empty = bool((dataset.get('filter_cfg') or {}).get('filter_empty_gt'))
+        drops_empty = bool((dataset.get('filter_cfg') or {}).get('filter_empty_gt') and use & OBJECTS)
         yield Reader(where, path, use, classes, folder, drops_empty and not dataset.get('test_mode'))
         if panoptic:  # things alone are scored by CocoMetric, in a file that has no stuff
             classes = []
@@ -165,6 +166,15 @@ def _use(dataset: ConfigDict) -> Use:
     return use
 
 
+def _reads_files(dataset: ConfigDict) -> bool:
+    """Whether its pipeline reads images from a local disk."""
+    return all(_is_local(step) for _, step in dicts_of(dataset.get('pipeline') or []))
+
+
+def _is_local(part: ConfigDict) -> bool:
+    return (part.get('backend_args') or {}).get('backend', 'local') == 'local'
+
+
 def _class_of(part: ConfigDict, registry: object) -> type | None:
     kind = part.get('type')
     return registry.get(kind) if isinstance(kind, str) else kind
@@ -172,9 +182,8 @@ def _class_of(part: ConfigDict, registry: object) -> type | None:
 
 def _annotation_path(part: ConfigDict) -> str | None:
     """The file on a local disk that a dataset or metric reads, if it is there that it looks for one."""
-    path = _below_root(part, part.get('ann_file'))
-    local = (part.get('backend_args') or {}).get('backend', 'local') == 'local'
-    return path if path and local and '://' not in path else None
+    path = _below_root(part, part.get('ann_file') or None)
+    return path if path and _is_local(part) and '://' not in path else None
 
 
 def _below_root(dataset: ConfigDict, name: str | None) -> str | None:

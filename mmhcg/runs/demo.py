@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
 from mmhcg.data import make_shapes
+from mmhcg.runs import lock
 from mmhcg.runs.demo_pictures import draw_pictures
 from mmhcg.runs.launch import test, train
 
@@ -74,21 +75,23 @@ def run_demo(
 def _make_room(work_dir: Path) -> None:
     """Move what an earlier demo left in `work_dir` aside, its data excepted.
 
-    Raises FileExistsError where `work_dir` holds something that is no demo.
+    Raises FileExistsError where `work_dir` holds something that is no demo, UserError where one still trains.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
-    if any(work_dir.iterdir()) and not any(work_dir.glob('data/shapes_*/shapes.json')):
+    found = [path for path in work_dir.iterdir() if path.name != lock.NAME]
+    if found and not any(work_dir.glob('data/shapes_*/shapes.json')):
         raise FileExistsError(f'{work_dir} holds what is no demo: name another folder by --work-dir')
-    old = [path for path in work_dir.iterdir() if path.name != 'data' and not path.name.startswith(EARLIER)]
+    old = [path for path in found if path.name != 'data' and not path.name.startswith(EARLIER)]
     if not old:
         return
-    number = 1
-    while (work_dir / f'{EARLIER}{number}').exists():
-        number += 1
-    aside = work_dir / f'{EARLIER}{number}'
-    aside.mkdir()
-    for path in old:
-        path.rename(aside / path.name)
+    with lock.sole_run(str(work_dir)):
+        number = 1
+        while (work_dir / f'{EARLIER}{number}').exists():
+            number += 1
+        aside = work_dir / f'{EARLIER}{number}'
+        aside.mkdir()
+        for path in old:
+            path.rename(aside / path.name)
     print(f'{work_dir} held an earlier demo: moved to {aside}', flush=True)
 
 

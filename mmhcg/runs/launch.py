@@ -21,7 +21,7 @@ from mmhcg.runs.datasets import metrics, move_data
 from mmhcg.runs.errors import UserError
 from mmhcg.runs.loading import check_loading
 from mmhcg.runs.lock import sole_run
-from mmhcg.runs.resuming import settle_seed, settle_start
+from mmhcg.runs.resuming import refuse_to_overwrite, settle_seed, settle_start
 from mmhcg.weights.fit import check_fit
 
 # Seconds that processes wait for one that is gone, and for the one that evaluates COCO while they wait.
@@ -71,6 +71,8 @@ def train(
     notes += check_data(cfg, ('train', 'val'))
     notes += _make_safe(cfg)
     with sole_run(cfg.work_dir, launcher):  # before the Runner writes its first file
+        if not cfg.resume:
+            refuse_to_overwrite(cfg.work_dir)  # what another run has saved since
         runner = _build_runner(cfg)
         if content:
             check_loading(cfg, content, runner)

@@ -14,7 +14,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
-from mmhcg.runs.processes import part
+from mmhcg.runs.processes import leave_group
 from mmhcg.runs.resuming import point_at
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -44,7 +44,9 @@ class PreemptionHook(Hook):
         """Listen; Python lets only the main thread do so."""
         if threading.current_thread() is not threading.main_thread():
             return
-        self._handlers = {number: signal.signal(number, self._note) for number in self.signals}
+        for number in self.signals:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell has it for what runs with `&`
+                self._handlers[number] = signal.signal(number, self._note)
 
     def leave_train(self, runner: Runner) -> None:
         """Listen no more, whether training ended well or not: called by SafeRunner."""
@@ -61,7 +63,7 @@ class PreemptionHook(Hook):
         if told:
             self._save(runner, epoch=runner.epoch, iter=runner.iter + 1)
             barrier()  # a process that leaves early has the launcher end the one that saves
-            part()
+            leave_group()
             raise SystemExit(EXIT_CODE)
 
     def after_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:

@@ -112,7 +112,11 @@ def _keep_batches_full(loader: ConfigDict) -> None:
 
 def _init_cfgs(part: ConfigDict) -> list[ConfigDict]:
     init_cfg = part.get('init_cfg') or []
-    return [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg)
+    init_cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg)
+    for init in init_cfgs:
+        if 'type' not in init:
+            raise UserError(f"init_cfg={dict(init)} has no type: type='Pretrained' takes weights from a file")
+    return init_cfgs
 
 
 def _pretrained(part: ConfigDict) -> list[ConfigDict]:

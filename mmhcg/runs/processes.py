@@ -14,7 +14,7 @@ def is_first(launcher: str | None) -> bool:
     return int(os.environ.get(RANKS.get(launcher, ''), 0)) == 0
 
 
-def part() -> None:
+def leave_group() -> None:
     """Leave the group, when all processes do: an exit with the group's threads running may end in a crash."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

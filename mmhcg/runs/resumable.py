@@ -30,7 +30,7 @@ class ResumableLoader(DataLoader):
         loader.__class__ = cls  # to build one anew takes arguments that differ between PyTorch's versions
         if loader.generator is None:  # each pass would draw a number that one resumed midway must not draw
             loader.generator = torch.Generator()
-        loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+        loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn, os.getpid())
         return loader
 
     @property
@@ -65,19 +65,19 @@ class _Passes:
         return len(self.sampler)
 
 
-def _start_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
+def _start_worker(init: Callable[[int], None] | None, run: int, worker_id: int) -> None:
     """Slurm signals every process, and Ctrl-C too: a worker that dies of it takes the run down unsaved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, 'sigwaitinfo'):  # macOS and Windows lack it
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        Thread(target=_end_with_the_run, daemon=True).start()
+        Thread(target=_end_with, args=(run,), daemon=True).start()
     if init is not None:
         init(worker_id)
 
 
-def _end_with_the_run() -> None:
-    """Die of no SIGTERM but the run's own, by which Python ends persistent workers at its exit."""
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+def _end_with(run: int) -> None:
+    """Die of no SIGTERM but that of process `run`, by which Python ends persistent workers at its exit."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != run:
         pass
     os._exit(0)
 

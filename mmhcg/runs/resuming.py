@@ -27,25 +27,33 @@ class Start(NamedTuple):
 def settle_start(resume: bool, load_from: str | None, work_dir: str) -> Start:
     """Find the checkpoint and make sure that it can be resumed, where `resume` or a restart asks for one.
 
-    A run that `torchrun --max-restarts` has started again resumes by itself if it has saved anything yet.
+    A run that torchrun or Slurm has started again resumes by itself if it has saved anything yet.
 
     Raises:
         UserError: there is nothing to resume, or something that a run from its beginning would overwrite.
     """
-    saved = [path.name for pattern in SAVED for path in sorted(Path(work_dir).glob(pattern))]
-    if was_restarted() and saved:
+    if was_restarted() and _saved(work_dir):
         resume, load_from = True, None
-    if not resume and saved:
+    if not resume:
+        refuse_to_overwrite(work_dir)
+        return Start(False, load_from, {}, [])
+    if load_from:
+        return Start(True, load_from, check_checkpoint(load_from, resume=True), [])
+    return newest_checkpoint(work_dir)
+
+
+def refuse_to_overwrite(work_dir: str) -> None:
+    """Raises UserError where a run from its beginning would write over the checkpoints of another."""
+    if saved := _saved(work_dir):
         raise UserError(
             f'{os.path.abspath(work_dir)} holds the checkpoints of an earlier run ({", ".join(saved[:5])}), '
             'which this one would overwrite: go on with that run by --resume, or name another folder by '
             '--work-dir'
         )
-    if not resume:
-        return Start(False, load_from, {}, [])
-    if load_from:
-        return Start(True, load_from, check_checkpoint(load_from, resume=True), [])
-    return newest_checkpoint(work_dir)
+
+
+def _saved(work_dir: str) -> list[str]:
+    return [path.name for pattern in SAVED for path in sorted(Path(work_dir).glob(pattern))]
 
 
 def settle_seed(start: Start, randomness: dict[str, Any]) -> dict[str, Any]:
@@ -62,8 +70,8 @@ def settle_seed(start: Start, randomness: dict[str, Any]) -> dict[str, Any]:
 
 
 def was_restarted() -> bool:
-    """Whether torchrun has started this process in the place of one that died."""
-    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
+    """Whether torchrun has started this process in the place of one that died, or Slurm requeued the job."""
+    return any(int(os.environ.get(f'{name}_RESTART_COUNT', 0)) for name in ('TORCHELASTIC', 'SLURM'))
 
 
 def restarts_may_fail() -> bool:

@@ -42,7 +42,7 @@ class SafeRunner(Runner):
                     'starts again may look for those that died'
                 )
             if was_restarted() and not self._resume:
-                self.logger.warning('torchrun started this run again before it had saved: it starts afresh')
+                self.logger.warning('this run was started again before it had saved: it starts afresh')
             if self.rank == 0:
                 for leftover in glob(os.path.join(escape(self.work_dir), f'*{UNFINISHED}')):
                     os.remove(leftover)
