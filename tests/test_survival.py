@@ -187,7 +187,14 @@ def test_workers_survive_a_signal_to_all_processes_and_end_with_the_run(folder, 
     ]
     options += ['train_dataloader.persistent_workers=True']
     command = [sys.executable, str(REPO / 'tools/train.py'), 'tiny.py', *options]
-    run = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    run = subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests may run in the background
+    )
     with run:
         assert any('Epoch(train)' in line for line in run.stdout)
         os.killpg(run.pid, getattr(signal, name))
