@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmhcg.analysis.benchmark import Result
+from mmhcg.analysis.tables import align
 
 
 def format_table(results: Sequence[Result]) -> str:
     """What differs between results, a line each."""
     columns = ('candidate', 'best_ms', 'median_ms', 'images_per_s', 'peak_mb', 'saved_mb', 'operators')
     columns += ('moved_mb', 'to_plain', 'to_r50')
-    rows = [columns, *([str(getattr(result, column)) for column in columns] for result in results)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-    return '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
+    return align([columns, *([str(getattr(result, column)) for column in columns] for result in results)])
 
 
 def plot(results: Sequence[Result], path: Path) -> None:

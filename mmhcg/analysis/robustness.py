@@ -133,8 +133,7 @@ def prepare(
         _import('mmpretrain.models', 'mmpretrain', 'standalone,pretrain')
     _check_metric(cfg, is_classifier)
     if data_root is not None:
-        move_data(cfg, str(data_root))
-        cfg.merge_from_dict(cfg_options or {})
+        move_data(cfg, str(data_root), cfg_options)
     check_data(cfg, ('test',))
     if not is_classifier:
         for dataset in leaf_datasets(cfg, 'test'):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
@@ -37,19 +38,25 @@ def metrics(cfg: Config, mode: str) -> list[ConfigDict]:
     return [evaluator] if isinstance(evaluator, dict) else list(evaluator)
 
 
-def move_data(cfg: Config, data_root: str) -> None:
+def move_data(cfg: Config, data_root: str, cfg_options: dict[str, Any] | None = None) -> None:
     """Point the train, val and test data of `cfg`, evaluators included, at another folder.
 
     A detector's is in COCO's layout. A classifier's datasets have one name, `data_root`, for where they lie.
 
     Files that the config names relative to its own `data_root` keep their names below the new one, so that a
     config with several annotation files keeps them apart. Files named in any other way take COCO's names.
+    `cfg_options`, which are in the config already, have the last word: a file that they name is that file.
     """
     data_root = os.path.abspath(os.path.expanduser(data_root))
     if is_classifier(cfg):
         for dataset in (dataset for mode in SPLITS for dataset in leaf_datasets(cfg, mode)):
             dataset.data_root = data_root
-        return
+    else:
+        _move_coco(cfg, data_root)
+    cfg.merge_from_dict(cfg_options or {})
+
+
+def _move_coco(cfg: Config, data_root: str) -> None:
     for mode, split in SPLITS.items():
         annotation, old_roots = f'annotations/instances_{split}.json', {cfg.get('data_root')}
         for number, dataset in enumerate(leaf_datasets(cfg, mode)):

@@ -156,8 +156,7 @@ def _load(
     elif cfg.get('work_dir') is None:
         cfg.work_dir = os.path.join('work_dirs', Path(cfg.filename or 'run').stem)
     if data_root is not None:
-        move_data(cfg, str(data_root))
-        cfg.merge_from_dict(cfg_options or {})  # a file that these name is that file, wherever it lies
+        move_data(cfg, str(data_root), cfg_options)
     return cfg
 
 
