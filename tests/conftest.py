@@ -11,7 +11,9 @@ if workers := int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 0)):
 
 import pytest
 import torch
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 import mmhcg  # noqa: F401  provides mmcv's operators, before a test imports MMDetection
 
@@ -37,11 +39,13 @@ if format_code:  # the fork of MMEngine has another way
 
 @pytest.fixture(autouse=True)
 def own_settings():
-    """MMEngine keeps the scope of the last run, in which the next test would look for types.
+    """MMEngine keeps the scope of the last run, in which the next test would look for types, and its logger,
+    which the next run of the same config would write to if it starts in the same second.
 
     And the tool that goes through the zoo sets the number of threads, on which last digits of sums depend.
     """
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    DefaultScope._instance_dict.clear()
+    for kept in (DefaultScope, MMLogger, MessageHub, Visualizer):
+        kept._instance_dict.clear()
