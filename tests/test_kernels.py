@@ -18,9 +18,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmhcg.analysis.operators import saved_bytes
-from mmhcg.network import Trunk, deploy, kernels
+from mmhcg.network import Trunk, deploy
+from mmhcg.network.fast import kernels
+from mmhcg.network.fast.kernels.source import Source
 from mmhcg.network.gates import ForgetGate, UpdateGate, run_gates
-from mmhcg.network.kernels.source import Source
 from mmhcg.network.smg import dense_module, transition
 
 triton = pytest.importorskip('triton', minversion='3.4', reason='the kernels need Triton 3.4')
@@ -366,7 +367,8 @@ def test_the_switch_and_what_the_kernels_leave_to_pytorch(monkeypatch):
     assert called(dense.eval(), feat) == []
     monkeypatch.undo()
     code = (
-        'from mmhcg.network import kernels; import torch; print(kernels.usable(torch.ones(1, device=DEVICE)))'
+        'from mmhcg.network.fast import kernels; import torch; '
+        'print(kernels.usable(torch.ones(1, device=DEVICE)))'
     )
     code = code.replace('DEVICE', repr(DEVICE))
     for value in '01':

@@ -39,8 +39,8 @@ def test_the_maps_shown_are_those_used(size):
     trunk, used = sharp_trunk(), {}
     modules = [module for module in trunk.modules() if isinstance(module, SMG)]
     for module in modules:
-        for part in (module.conv2, module.update.pool3, module.update.pool5, module.forget):
-            part.register_forward_hook(lambda part, args, out: used.setdefault(part, out))
+        for part in (module.conv2, module.update, module.forget):
+            part.register_forward_hook(lambda part, args, out: used.update({part: (*args, out)}))
     hooks = [dict(module._forward_hooks) for module in trunk.modules()]
     with torch.no_grad(), looking(trunk) as look:
         outs = trunk(torch.randn(1, 3, *size, dtype=torch.float64))
@@ -54,11 +54,12 @@ def test_the_maps_shown_are_those_used(size):
     in_order = [module for first, rest in zip(*in_order) for module in (first, *rest) if module is not None]
     for view, module in zip(look.modules, in_order):
         assert spread(view.attention3) < 0.9
-        for pool, shown in ((module.update.pool3, view.attention3), (module.update.pool5, view.attention5)):
-            excited = pool.depthwise(F.relu(pool.norm(used[module.conv2])))  # as the paper writes it
-            context = (excited * shown.double()).sum((2, 3))
-            torch.testing.assert_close(context, used[pool], rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(view.kept.double(), used[module.forget][0], rtol=1e-6, atol=1e-6)
+        pools, shown = (module.update.pool3, module.update.pool5), (view.attention3, view.attention5)
+        for pool, attention, wanted in zip(pools, shown, used[module.update]):
+            excited = pool.depthwise(F.relu(pool.norm(used[module.conv2][-1])))  # as the paper writes it
+            context = (excited * attention.double()).sum((2, 3))
+            torch.testing.assert_close(context, wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(view.kept.double(), used[module.forget][-1][0], rtol=1e-6, atol=1e-6)
         assert view.kept.std() > 0.01
     for shown, out in zip(look.stages, outs):
         torch.testing.assert_close(shown.double(), out[0], rtol=1e-6, atol=1e-6)

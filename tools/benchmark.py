@@ -22,7 +22,8 @@ from mmhcg.analysis.benchmark import (
     write_csv,
 )
 from mmhcg.analysis.benchmark_pages import format_table, plot
-from mmhcg.network import Trunk, deploy, kernels
+from mmhcg.network import Trunk, deploy
+from mmhcg.network.fast import kernels
 
 TESTS = Path(__file__).resolve().parents[1] / 'tests'  # where the plain formulation is; wheels have none
 

@@ -1,7 +1,7 @@
 """Parameters, multiply-adds and activations of a detector, counted while it runs once on an empty image.
 
 Nothing is traced: PyTorch reports every operator that runs, so a model that runs can be counted. HCGNet is
-counted as the paper writes it, depthwise convolutions included, which `mmhcg.network.gates` avoids.
+counted as the paper writes it, depthwise convolutions included, which `mmhcg.network.attention` avoids.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmhcg.network import kernels, layers
-from mmhcg.network.gates import AttentionPool, ExcitedAttentionPool, position_softmax
+from mmhcg.network import gates, layers
+from mmhcg.network.fast import kernels
+from mmhcg.network.fast.onednn import GroupedConv2d
+from mmhcg.network.gates import AttentionPool, ExcitedAttentionPool
 
 MASKS = 100  # an image, as in MMDetection's Mask R-CNN
 PROPOSALS = 1000  # where the test configuration does not say
@@ -82,6 +84,8 @@ def count_complexity(model: nn.Module, shape: tuple[int, int] = (800, 1280)) -> 
         for module in model.modules():
             if isinstance(module, (AttentionPool, ExcitedAttentionPool)):
                 stack.enter_context(patch.object(module, 'forward', _plain_forward(module)))
+        stack.enter_context(patch.object(gates, 'contexts', _plain_contexts))
+        stack.enter_context(patch.object(GroupedConv2d, 'forward', nn.Conv2d.forward))
         stack.enter_context(kernels.enabled(False))
         stack.enter_context(patch.object(layers, 'running_affine', lambda norm: None))  # norms by themselves
         if isinstance(getattr(model, 'rpn_head', None), BaseDenseHead):
@@ -156,9 +160,13 @@ def _plain_forward(pool: nn.Module) -> Callable[[Tensor], Tensor]:
     def forward(feat: Tensor) -> Tensor:
         if isinstance(pool, ExcitedAttentionPool):
             feat = pool.depthwise(F.relu(pool.norm(feat)))
-        return (feat.flatten(2) * position_softmax(pool.project(feat))).sum(2)
+        return (feat.flatten(2) * pool.project(feat).flatten(2).softmax(-1)).sum(2)
 
     return forward
+
+
+def _plain_contexts(update: nn.Module, forget: nn.Module, feat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return update.pool3(feat), update.pool5(feat), forget.pool(feat)
 
 
 class _EveryFunction(TorchFunctionMode):

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmhcg.network import Trunk
-from mmhcg.network.gates import ExcitedAttentionPool, kernel_of
+from mmhcg.network.attention import attend
+from mmhcg.network.gates import at_least_float32, excite, projections_of, run_gates
 from mmhcg.network.smg import SMG
 
 
@@ -79,9 +80,11 @@ def looking(trunk: Trunk) -> Iterator[Look]:
             handle.remove()
 
 
-def attention_of(pool: ExcitedAttentionPool, feat: Tensor) -> Tensor:
-    """The softmax over positions by which the pool weights the map X' (N, C, H, W): (N, 1, H, W)."""
-    return pool.attention(F.relu(pool.norm(feat)), kernel_of(pool))
+def attention_of(module: SMG, feat: Tensor) -> Tensor:
+    """How the update gate's two kernels weight the positions of the map X' (N, C, H, W): (N, 2, H, W)."""
+    _, *projections = projections_of(module.update, module.forget)
+    attention, *_ = attend(at_least_float32(feat), excite(module.update, feat), *projections)
+    return attention[:, :2].unflatten(2, feat.shape[2:])
 
 
 def _module_hook(look: Look, stage: int, name: str, stride: int, module: SMG):
@@ -89,8 +92,9 @@ def _module_hook(look: Look, stage: int, name: str, stride: int, module: SMG):
     def hook(conv: nn.Conv2d, args: tuple[Tensor], feat: Tensor) -> None:
         with torch.autocast(feat.device.type, enabled=False):  # as the gates are run
             feat = feat[:1].to(conv.weight.dtype)
-            maps = [attention_of(pool, feat)[0, 0].float().cpu() for pool in _pools(module)]
-            look.modules.append(ModuleView(stage, name, stride, *maps, module.forget(feat)[0].float().cpu()))
+            maps = attention_of(module, feat)[0].float().cpu()
+            _, kept = run_gates(module.update, module.forget, feat)
+            look.modules.append(ModuleView(stage, name, stride, *maps, kept[0].float().cpu()))
 
     return hook
 
@@ -101,10 +105,6 @@ def _stage_hook(look: Look, stride: int):
         look.strides.append(stride)
 
     return hook
-
-
-def _pools(module: SMG) -> tuple[ExcitedAttentionPool, ExcitedAttentionPool]:
-    return module.update.pool3, module.update.pool5
 
 
 def enlarge(feat: Tensor, stride: int, input_size: tuple[int, int], size: tuple[int, int]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from mmhcg.network.kernels.source import observers
+from mmhcg.network.fast.kernels.source import observers
 
 
 class OperatorCounter(TorchDispatchMode):

@@ -1,6 +1,6 @@
-"""HCGNet itself, in PyTorch alone: variants -> layers -> gates -> smg -> trunk, and deploy for inference."""
+"""HCGNet itself, in PyTorch alone: variants, layers, attention, gates, smg, trunk; `fast` for speed."""
 
-from mmhcg.network.deploy import deploy
+from mmhcg.network.fast.deploy import deploy
 from mmhcg.network.trunk import Trunk
 from mmhcg.network.variants import VARIANTS, Variant, get_variant
 

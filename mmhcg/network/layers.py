@@ -1,19 +1,17 @@
-"""Convolution, norm and ReLU of the stem, and what saves memory and passes over maps everywhere."""
+"""Convolution, norm and ReLU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any, Callable
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
+
+from mmhcg.network.fast.onednn import pointwise
 
 Norm = Callable[[int], nn.Module]  # number of channels -> norm layer
-is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)  # PyTorch before 2.3 has none
 
 
 class ConvNormAct(nn.Module):
@@ -75,47 +73,3 @@ def conv_norm(feat: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
     if conv.kernel_size == (1, 1):
         return pointwise(feat, weight, shift)
     return F.conv2d(feat, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
-
-
-def pointwise(feat: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """1x1 convolution with stride 1: (N, Cin, H, W) and (Cout, Cin, 1, 1) -> (N, Cout, H, W).
-
-    On CPUs it is a matrix product, which is faster, as the convolution there reorders its maps. Those with
-    channels last need no reordering, and compilers see to it themselves.
-    """
-    if feat.device.type != 'cpu' or not feat.is_contiguous() or is_compiling():
-        return F.conv2d(feat, weight, bias)
-    weights = weight.flatten(1).expand(len(feat), -1, -1)
-    return torch.baddbmm(bias[:, None], weights, feat.flatten(2)).unflatten(2, feat.shape[2:])
-
-
-def recompute(module: nn.Module, function: Callable[..., Any], *maps: Tensor) -> Any:
-    """`function(*maps)`, a part of `module`, which keeps nothing but the maps for the backward pass.
-
-    There it runs once more, up to the last tensor that is needed: a last convolution does not. Where norms
-    learn, compilers keep what they see fit, for they cannot leave running statistics out of a second run.
-    """
-    if not (torch.is_grad_enabled() and any(t.requires_grad for t in (*maps, *module.parameters()))):
-        return function(*maps)
-    if not any(m.training and m._buffers for m in module.modules()):
-        return checkpoint(function, *maps, use_reentrant=False, preserve_rng_state=False)
-    if is_compiling():
-        return function(*maps)
-    return checkpoint(
-        function,
-        *maps,
-        use_reentrant=False,
-        preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), _kept_statistics(module)),
-    )
-
-
-@contextmanager
-def _kept_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep running statistics as they are: running a function once more must not count a batch twice."""
-    kept = [(buffer, buffer.clone()) for m in module.modules() if m.training for buffer in m.buffers(False)]
-    try:
-        yield
-    finally:
-        for buffer, value in kept:
-            buffer.data.copy_(value)  # .data, because the backward pass has saved the buffer

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmhcg.network import kernels
-from mmhcg.network.gates import ForgetGate, UpdateGate, run_gates, uses_kernels
-from mmhcg.network.layers import Norm, conv_norm, folded, is_affine, recompute, running_affine
+from mmhcg.network.fast import kernels
+from mmhcg.network.fast.onednn import GroupedConv2d
+from mmhcg.network.fast.recompute import recompute
+from mmhcg.network.gates import ForgetGate, UpdateGate, has_closed_form, run_gates
+from mmhcg.network.layers import Norm, conv_norm, folded, is_affine, running_affine
 
 
 class SMG(nn.Module):
@@ -54,7 +56,9 @@ class SMG(nn.Module):
         self.norm1 = None if activated else norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, mid_channels, 1, bias=False)
         self.norm2 = norm(mid_channels)
-        self.conv2 = nn.Conv2d(mid_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
+        self.conv2 = GroupedConv2d(
+            mid_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False
+        )
         self.update = UpdateGate(out_channels, reduction=reduction, norm=norm, gate_norm=gate_norm)
         self.forget = ForgetGate(out_channels, reduction=reduction, gate_norm=gate_norm)
 
@@ -67,9 +71,9 @@ class SMG(nn.Module):
             affine, conv = running_affine(self.norm1), folded(self.conv1, self.norm2)
             hidden = kernels.squeeze(maps, *affine, *conv)  # (N, mid, H, W)
         else:
-            hidden = F.relu(self._part(self._squeeze, *maps), inplace=True)
+            hidden = F.relu(self._part(self._squeeze, *maps))
         feat = self.conv2(hidden)  # X'
-        is_lean = uses_kernels(self.update, feat)  # and keeps nothing but its map by itself
+        is_lean = has_closed_form(self.update)
         update, forget = self._gates(feat) if is_lean else self._part(self._gates, feat)
         return torch.addcmul(update, forget, feat)
 

@@ -22,24 +22,17 @@ from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 from torch.nn import functional as F
 
-from mmhcg.network import kernels
-from mmhcg.network.gates import (
-    ForgetGate,
-    UpdateGate,
-    kernel_of,
-    pooled,
-    pooling,
-    position_softmax,
-    position_sums,
-)
-from mmhcg.network.layers import ConvNormAct, is_compiling, pointwise, running_affine
+from mmhcg.network.attention import fold, unfold
+from mmhcg.network.fast import is_compiling, kernels
+from mmhcg.network.fast.onednn import pointwise
+from mmhcg.network.gates import ForgetGate, UpdateGate
+from mmhcg.network.layers import ConvNormAct, running_affine
 from mmhcg.network.smg import SMG, gate_shares
 from mmhcg.network.trunk import Stage
 
 # |t| from which on ReLU(a x + b) is as good as constant. The smaller one is for float16, which ends at 65504,
 # and wherever that constant is 0: the bounded map is t there, and autocast may put it into float16.
 LARGEST, LARGEST_SMALL = 1e6, 3e4
-WINDOWS = tuple(dict(kernel_size=3, padding=dilation, dilation=dilation) for dilation in (1, 2))
 
 
 def deploy(model: nn.Module) -> nn.Module:
@@ -147,20 +140,24 @@ class DeployedGates(nn.Module):
         pools, like = (update.pool3, update.pool5), forget.squeeze.weight
         bounds = zip(*(_Bounds.of(pool.norm, like) for pool in pools))
         bounds = _Bounds(*map(torch.stack, bounds))  # (2, C) each
-        kernel = torch.stack([kernel_of(pool) for pool in pools]).double() * bounds.gain[:, None]  # (2, 9, C)
-        project = torch.stack([pool.project.weight.flatten() for pool in pools]).double()
-        rows = _rounded(kernel * project[:, None], like)
+        kernel = torch.stack([pool.kernel for pool in pools]).double()  # (2, 9, C)
+        project = torch.stack([pool.project.weight.flatten() for pool in pools]).double()[:, None]
+        gained = kernel * bounds.gain[:, None]
+        rows = _rounded(gained * project, like)
         self.compare = Compare(bounds, (2, -1, 1, 1), like)
         self.register_buffer('rows', rows.to(like))
         self.register_buffer('rows_shift', -(rows @ bounds.threshold[..., None]).to(like))  # (2, 9, 1)
         # Its bias is the same for all positions, so that a softmax over them does not see it.
         self.register_buffer('project', forget.pool.project.weight.flatten(1))
-        self.register_buffer('kernel', kernel.to(like))
+        self.register_buffer('kernel', gained.to(like))
         self.register_buffer('threshold', bounds.threshold[:, None].to(like))  # (2, 1, C)
 
-        # For the kernels, which need no bounds.
-        for name, value in zip(('scale', 'shift', 'rows', 'kernel'), pooling(update, forget)):
-            self.register_buffer(f'pool_{name}', value.detach().float())
+        # For the Triton kernels, which need no bounds.
+        affine = map(torch.stack, zip(*(_affine(pool.norm) for pool in pools)))
+        branches = kernels.branches(*affine, kernel * project, forget.pool.project.weight.flatten().double())
+        kernel = torch.cat((F.pad(torch.ones_like(kernel[:1, :1]), (0, 0, 4, 4)), kernel))
+        for name, value in zip(('scale', 'shift', 'rows', 'kernel'), (*branches, kernel)):
+            self.register_buffer(f'branch_{name}', value.float())
 
         # Their hidden layers side by side. A softmax over two is a sigmoid of their difference.
         hidden = [_linear_norm(gate.squeeze, gate.norm) for gate in (update, forget)]
@@ -174,8 +171,8 @@ class DeployedGates(nn.Module):
     def forward(self, feat: Tensor) -> tuple[Tensor, Tensor]:
         dtype = self.squeeze.weight.dtype
         if kernels.usable(feat):
-            parameters = (self.pool_scale, self.pool_shift, self.pool_rows, self.pool_kernel)
-            context, context3, context5 = pooled(feat, *parameters).to(dtype).unbind(1)
+            sums = kernels.branch_sums(feat, self.branch_scale, self.branch_shift, self.branch_rows)
+            context, context3, context5 = (sums * self.branch_kernel).sum(2).to(dtype).unbind(1)
         else:
             context3, context5, context = self._contexts(feat.to(dtype))
         hidden = torch.tanh(self.squeeze(torch.cat((context3, context5, context), 1)))
@@ -183,22 +180,20 @@ class DeployedGates(nn.Module):
         return torch.lerp(context5, context3, share3), forget
 
     def _contexts(self, feat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `attend`, with y for Y; softmax and sums over positions in float32 at least."""
         batch, channels, *size = feat.shape
-        excited = self.compare(feat[:, None])  # (N, 2, C, H, W)
-        excited = excited.flatten(3).flatten(0, 1)  # (2N, C, HW)
+        excited = self.compare(feat[:, None]).flatten(3).flatten(0, 1)  # (2N, C, HW)
         weights, shift = (x.expand(batch, -1, -1, -1).flatten(0, 1) for x in (self.rows, self.rows_shift))
-        rows = torch.baddbmm(shift, weights, excited).view(batch, 2, 9, -1).unbind(1)  # two (N, 9, HW)
-        logits = [F.fold(row, size, **window) for row, window in zip(rows, WINDOWS)]
-        logits.append((self.project @ feat.flatten(2)).view_as(logits[0]))
-        attention = position_softmax(torch.cat(logits, 1))  # (N, 3, HW)
-        maps = attention.view(batch, 3, *size).split(1, 1)
-        shifts = torch.cat([F.unfold(map_, **window) for map_, window in zip(maps, WINDOWS)], 1)
-        shifts = shifts.view(2 * batch, 9, -1)
-        sums = position_sums(excited, shifts).view(batch, 2, 9, channels)
+        rows = torch.baddbmm(shift, weights, excited).view(batch, 2, 9, -1)
+        flat = feat.flatten(2)
+        logits = torch.cat((*fold(rows, size), self.project @ flat), 1)
+        attention = logits.softmax(-1, dtype=torch.promote_types(feat.dtype, torch.float32))  # (N, 3, HW)
+        shifts = unfold(attention[:, :2, None], size).flatten(0, 1)  # (2N, 9, HW)
+        sums = (shifts @ excited.transpose(1, 2).to(shifts.dtype)).to(feat.dtype).view(batch, 2, 9, channels)
         inside = shifts.sum(-1).view(batch, 2, 9, 1).to(feat.dtype)
         sums = torch.addcmul(sums, self.threshold, inside, value=-1)
-        context3, context5 = (sums * self.kernel).sum(2).unbind(1)
-        return context3, context5, position_sums(feat, attention[:, 2:]).squeeze(1)
+        context = attention[:, 2:] @ flat.transpose(1, 2).to(attention.dtype)
+        return (*(sums * self.kernel).sum(2).unbind(1), context.squeeze(1).to(feat.dtype))
 
 
 class Compare(nn.Module):

@@ -2,7 +2,7 @@
 
 They are used with MMHCG_KERNELS=1 in the environment, or within `enabled()`, for they have run in Triton's
 interpreter, and on no GPU yet. Without that, without Triton, on CPUs, for float64, and under compilers (which
-fuse for themselves) it runs its plain formulation, which `smg.py` and `gates.py` have beside each call.
+fuse for themselves) it runs its plain formulation, which `smg.py` and `gates.py` call beside them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-from mmhcg.network.kernels.source import Source
-from mmhcg.network.layers import is_compiling
+from mmhcg.network.fast import is_compiling
+from mmhcg.network.fast.kernels.source import Source
 
 _switch = {'on': os.environ.get('MMHCG_KERNELS') == '1'}
 
@@ -80,8 +81,22 @@ def squeeze(
     return _Squeeze.apply(scale, shift, weight.flatten(1).to(dtype), bias, clamp, *maps)
 
 
-def pooled_sums(feat: Tensor, scale: Tensor, shift: Tensor, rows: Tensor) -> Tensor:
-    """What three pools need of X, as in `ExcitedAttentionPool`: b = 0 (forget gate), 1 and 2 (update gate).
+def pooled_sums(
+    feat: Tensor, scale: Tensor, shift: Tensor, rows: Tensor, project: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What `PooledSums.apply` computes, in float32."""
+    sums = branch_sums(feat, *branches(scale, shift, rows, project))
+    return sums[:, 1:], sums[:, 0, 4]
+
+
+def branches(scale: Tensor, shift: Tensor, rows: Tensor, project: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The forget gate as a branch before the update gate's two: scale 1, shift 0, one row in the middle."""
+    scale, shift = torch.cat((torch.ones_like(scale[:1]), scale)), F.pad(shift, (0, 0, 1, 0))
+    return scale, shift, torch.cat((F.pad(project[None, None], (0, 0, 4, 4)), rows))
+
+
+def branch_sums(feat: Tensor, scale: Tensor, shift: Tensor, rows: Tensor) -> Tensor:
+    """What three pools need of X: b = 0 (forget gate), 1 and 2 (update gate). See `mmhcg.network.attention`.
 
         Y_b = scale_b X + shift_b, with a ReLU for b > 0
         S_b = softmax over p of sum_k sum_c rows_bkc Y_bc,p-bk
@@ -97,7 +112,7 @@ def pooled_sums(feat: Tensor, scale: Tensor, shift: Tensor, rows: Tensor) -> Ten
     Returns:
         (N, 3, 9, C), float32.
     """
-    return _PooledSums.apply(feat, scale, shift, rows)
+    return _BranchSums.apply(feat, scale, shift, rows)
 
 
 class _Squeeze(Function):
@@ -129,7 +144,7 @@ class _Squeeze(Function):
         return (*grads, *grad_maps)
 
 
-class _PooledSums(Function):
+class _BranchSums(Function):
     @staticmethod
     def forward(ctx: Any, feat: Tensor, scale: Tensor, shift: Tensor, rows: Tensor) -> Tensor:
         source = Source([feat], scale, shift, pooled=True)

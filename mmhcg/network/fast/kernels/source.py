@@ -163,7 +163,7 @@ def _strided(weight: Tensor) -> tuple[Tensor, int, int]:
 
 
 def _launch(name: str, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    from mmhcg.network.kernels import programs
+    from mmhcg.network.fast.kernels import programs
 
     with torch.cuda.device_of(args[0]):
         getattr(programs, name)[grid](*args, **options)

@@ -1,0 +1,58 @@
+"""The gates' sums over positions with their gradients in closed form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from mmhcg.network.attention import attend, fold, unfold
+
+
+class PooledSums(Function):
+    """`apply(feat, scale, shift, rows, project)`: `attend` without S, for Y = ReLU(scale X + shift).
+
+    Kept for the backward pass are X, in its own precision, and S. Scale and shift are (2, C). It computes in
+    the precision of all but X.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, feat: Tensor, scale: Tensor, shift: Tensor, rows: Tensor, project: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        own = feat.to(rows.dtype)
+        attention, *sums = attend(own, _excited(own, scale, shift), rows, project)
+        ctx.save_for_backward(feat, scale, shift, rows, project, attention, *sums)
+        return tuple(sums)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_sums: Tensor, grad_context: Tensor) -> tuple[Tensor, ...]:
+        feat, scale, shift, rows, project, attention, sums, context = ctx.saved_tensors
+        own = feat.to(rows.dtype)
+        excited, flat, size = _excited(own, scale, shift), own.flatten(2), feat.shape[2:]
+        # Of a softmax S: S (g - sum S g), and sum_p S_p g_p is that of the sums with their gradients.
+        grad_logits = torch.cat((*fold(grad_sums @ excited, size), grad_context[:, None] @ flat), 1)
+        mean = torch.cat(((sums * grad_sums).sum((2, 3)), (context * grad_context).sum(1, keepdim=True)), 1)
+        grad_logits = attention * (grad_logits - mean[..., None])
+
+        pairs = torch.stack((attention, grad_logits), 2)  # (N, 3, 2, HW)
+        shifts = unfold(pairs[:, :2], size)  # (N, 2, 18, HW)
+        grad_rows = (shifts[:, :, 9:] @ excited.transpose(2, 3)).sum(0)
+        grad_excited = torch.cat((grad_sums, rows.expand_as(grad_sums)), 2).transpose(2, 3) @ shifts
+        grad_excited = torch.ops.aten.threshold_backward(grad_excited, excited, 0)
+        grad_scale, grad_shift = (grad_excited * flat[:, None]).sum((0, 3)), grad_excited.sum((0, 3))
+
+        grad_project = (grad_logits[:, 2] * flat.transpose(0, 1)).sum((1, 2))
+        grad_feat = torch.stack((grad_context, project.expand_as(grad_context)), 2) @ pairs[:, 2]
+        for grad, gain in zip(grad_excited.unbind(1), scale):
+            grad_feat.addcmul_(grad, gain[:, None])
+        return grad_feat.view_as(feat).to(feat.dtype), grad_scale, grad_shift, grad_rows, grad_project
+
+
+def _excited(feat: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """ReLU(scale X + shift): (N, C, H, W) and (2, C) -> (N, 2, C, HW)."""
+    return torch.addcmul(shift[..., None], scale[..., None], feat.flatten(2)[:, None]).relu_()
