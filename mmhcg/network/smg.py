@@ -32,7 +32,8 @@ class SMG(nn.Module):
         reduction: r, how much narrower the gates' hidden layers are.
         stride: Stride of the 3x3 convolution.
         activated: The input has been through norm and ReLU already.
-        with_cp: Keep nothing but the input for the backward pass, instead of three maps.
+        with_cp: Keep nothing but the input for the backward pass, and X' where it is small, instead of three
+            maps.
         norm: Makes the norms on maps (N, C, H, W).
         gate_norm: Makes the norms inside the gates, on (N, C).
     """
@@ -52,7 +53,8 @@ class SMG(nn.Module):
         gate_norm: Norm,
     ) -> None:
         super().__init__()
-        self.with_cp = with_cp
+        is_small = 5 * out_channels <= in_channels * stride**2  # X', beside the input
+        self.recomputes = ('excited' if is_small else 'module') if with_cp else 'squeezed'
         self.norm1 = None if activated else norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, mid_channels, 1, bias=False)
         self.norm2 = norm(mid_channels)
@@ -63,22 +65,25 @@ class SMG(nn.Module):
         self.forget = ForgetGate(out_channels, reduction=reduction, gate_norm=gate_norm)
 
     def forward(self, *maps: Tensor) -> Tensor:
-        return recompute(self, self._forward, *maps) if self.with_cp else self._forward(*maps)
+        return self._recomputed('module', self._forward, *maps)
 
     def _forward(self, *maps: Tensor) -> Tensor:
+        feat = self._recomputed('excited', self._excite, *maps)  # X'
+        is_lean = self.recomputes == 'module' or has_closed_form(self.update)
+        update, forget = self._gates(feat) if is_lean else recompute(self, self._gates, feat)
+        return torch.addcmul(update, forget, feat)
+
+    def _recomputed(self, what: str, function: Callable, *maps: Tensor) -> Tensor:
+        return recompute(self, function, *maps) if self.recomputes == what else function(*maps)
+
+    def _excite(self, *maps: Tensor) -> Tensor:
         norms = (self.norm1, self.norm2)
         if self.norm1 is not None and all(map(is_affine, norms)) and kernels.usable(maps[0]):
             affine, conv = running_affine(self.norm1), folded(self.conv1, self.norm2)
             hidden = kernels.squeeze(maps, *affine, *conv)  # (N, mid, H, W)
         else:
-            hidden = F.relu(self._part(self._squeeze, *maps))
-        feat = self.conv2(hidden)  # X'
-        is_lean = has_closed_form(self.update)
-        update, forget = self._gates(feat) if is_lean else self._part(self._gates, feat)
-        return torch.addcmul(update, forget, feat)
-
-    def _part(self, function: Callable, *maps: Tensor) -> Any:
-        return function(*maps) if self.with_cp else recompute(self, function, *maps)
+            hidden = F.relu(self._recomputed('squeezed', self._squeeze, *maps))
+        return self.conv2(hidden)
 
     def _squeeze(self, *maps: Tensor) -> Tensor:
         feat = torch.cat(maps, 1) if len(maps) > 1 else maps[0]

@@ -78,7 +78,7 @@ class Trunk(nn.Module):
         out_indices: Stages to return, from 0; stages after the last of them are not built. None: all.
         norm: Makes the norms on maps (N, C, H, W).
         gate_norm: Makes the norms inside the gates, on (N, C).
-        with_cp: Recompute each SMG module in the backward pass instead of keeping its maps.
+        with_cp: Recompute more of each SMG module in the backward pass: less memory, more time.
         drop_block: DropBlock after each transition, e.g. dict(block_size=2), as the paper has it on CIFAR.
 
     Attributes:

@@ -1,0 +1,121 @@
+"""mmhcg.network.fast gives the numbers and the gradients of what it replaces, and keeps less."""
+
+import io
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mmhcg.analysis.operators import saved_bytes
+from mmhcg.network import Trunk, gates
+from mmhcg.network.fast.onednn import ChannelsLast, GroupedConv2d
+from mmhcg.network.fast.pooled_sums import PooledSums
+from mmhcg.network.gates import ForgetGate, UpdateGate, run_gates
+
+
+def gates_of(channels, mode='affine', dtype=torch.float64):
+    """Both gates, with norms as after some training, a part of their scales negative."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d if mode != 'GN' else lambda width: nn.GroupNorm(1, width)
+    pair = (
+        UpdateGate(channels, reduction=2, norm=norm, gate_norm=nn.BatchNorm1d),
+        ForgetGate(channels, reduction=2, gate_norm=nn.BatchNorm1d),
+    )
+    for gate in pair:
+        for module in gate.modules():
+            if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+                nn.init.normal_(module.weight)
+                nn.init.normal_(module.bias)
+        gate.to(dtype).train(mode == 'learning')
+    return pair
+
+
+@pytest.mark.parametrize('shape', [(2, 5, 4, 6), (1, 3, 1, 7)])
+def test_gradients_in_closed_form_are_the_numerical_ones(shape):
+    torch.manual_seed(0)
+    channels = shape[1]
+    tensors = [torch.randn(*s, dtype=torch.float64) for s in (shape, *[(2, channels)] * 2, (2, 9, channels))]
+    tensors.append(torch.randn(channels, dtype=torch.float64))
+    assert torch.autograd.gradcheck(PooledSums.apply, [tensor.requires_grad_() for tensor in tensors])
+
+
+def test_gates_have_the_gradients_that_autograd_finds(monkeypatch):
+    update, forget = gates_of(12)
+    feat = torch.randn(3, 12, 5, 7, dtype=torch.float64, requires_grad=True)
+    inputs = [feat, *update.parameters(), *forget.parameters()]
+    answers = []
+    for is_compiling in (False, True):  # compilers see the plain formulation
+        monkeypatch.setattr(gates, 'is_compiling', lambda value=is_compiling: value)
+        assert gates.has_closed_form(update) != is_compiling
+        outs = run_gates(update, forget, feat)
+        answers.append((*outs, *torch.autograd.grad(sum(out.square().sum() for out in outs), inputs)))
+    for closed, found in zip(*answers):
+        torch.testing.assert_close(closed, found, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize('mode', ['learning', 'GN'])
+def test_other_norms_are_left_to_autograd(mode):
+    update, forget = gates_of(8, mode)
+    assert not gates.has_closed_form(update)
+    feat = torch.randn(4, 8, 5, 7, dtype=torch.float64, requires_grad=True)
+    v, f = run_gates(update, forget, feat)
+    (v.sum() + f.sum()).backward()
+    assert feat.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_gates_keep_the_map_in_its_precision_and_the_softmax(dtype):
+    update, forget = gates_of(16, dtype=torch.float32)
+    feat = torch.randn(1, 16, 40, 60).to(dtype).requires_grad_()
+    saved, _ = saved_bytes(
+        lambda: run_gates(update, forget, feat), [*update.parameters(), *forget.parameters()]
+    )
+    softmax, small = 3 * 40 * 60 * 4, 40 * 9 * 16 * 4
+    assert feat.nbytes + softmax <= saved <= feat.nbytes + softmax + small
+
+
+def test_a_traced_network_can_be_saved():
+    trunk = Trunk(dict(blocks=(1, 1), growth_rates=(8, 12))).eval()
+    image = torch.randn(1, 3, 40, 56)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        traced = torch.jit.trace(trunk, image)
+        torch.jit.save(traced, io.BytesIO())
+    for got, wanted in zip(traced(image), trunk(image)):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'nhwc'])
+@pytest.mark.parametrize(('width', 'outputs'), [(8, 32), (12, 64), (18, 96), (28, 128)])
+def test_groups_are_padded_for_onednn_alone(width, outputs, layout, monkeypatch):
+    seen, convolve = [], F.conv2d
+    conv = GroupedConv2d(16, 4 * width, 3, padding=1, groups=4, bias=False).double()
+    feat = torch.randn(2, 16, 5, 7, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    wanted = convolve(feat, conv.weight, padding=1, groups=4)
+    monkeypatch.setattr(
+        F, 'conv2d', lambda *args, **kwargs: seen.append(args[1]) or convolve(*args, **kwargs)
+    )
+    out = conv(feat)
+    assert len(seen[0]) == (outputs if layout == torch.contiguous_format else 4 * width)
+    grad = torch.randn_like(out)
+    inputs = (feat, conv.weight)
+    answers = [(result, *torch.autograd.grad(result, inputs, grad)) for result in (wanted, out)]
+    for expected, got in zip(*answers):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        conv(feat)
+    assert len(seen[-1]) == 4 * width  # nothing to gain without gradients
+
+
+def test_channels_last_inside_and_as_it_came_outside():
+    inside = []
+    conv = nn.Conv2d(3, 5, 3).double()
+    conv.register_forward_hook(lambda conv, args, out: inside.append(args[0]))
+    image = torch.randn(2, 3, 9, 8, dtype=torch.float64)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        out = ChannelsLast(conv)(image.to(memory_format=layout))
+        assert inside[-1].is_contiguous(memory_format=torch.channels_last)
+        assert out.is_contiguous(memory_format=layout)
+        torch.testing.assert_close(out, F.conv2d(image, conv.weight, conv.bias), rtol=1e-12, atol=1e-12)
