@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fast lint format
+.PHONY: demo test fast coverage lint format
 
 demo: .venv/ready
 	$(BIN)/python tools/demo.py
@@ -13,6 +13,10 @@ test: .venv/ready lint
 # Without the tests marked as slow, which start whole runs or processes, or take many seconds.
 fast: .venv/ready lint
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+# What the fast tests run of the package, file by file. Processes that tests start are not seen.
+coverage: .venv/ready
+	$(BIN)/python -m pytest -n 2 -m 'not slow' --cov mmhcg --cov-report term:skip-covered
 
 lint: .venv/ready
 	$(BIN)/ruff check

@@ -49,6 +49,6 @@ setup(
         'export': ['onnx>=1.16', 'onnxruntime>=1.18', 'onnxscript>=0.2'],  # tools/export.py, to .onnx
         'attack': ['foolbox>=3.3.4'],  # tools/robustness.py
         # wheel for setuptools<70
-        'test': ['hypothesis>=6', 'pytest>=7', 'pytest-xdist>=3.2', 'ruff>=0.9', 'wheel'],
+        'test': ['hypothesis>=6', 'pytest>=7', 'pytest-cov>=4', 'pytest-xdist>=3.2', 'ruff>=0.9', 'wheel'],
     },
 )
