@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmhcg.network.attention import attend
-from mmhcg.network.fast import is_compiling, kernels
+from mmhcg.network.fast import is_traced, kernels
 from mmhcg.network.fast.pooled_sums import PooledSums
 from mmhcg.network.layers import Norm, is_affine, running_affine
 
@@ -111,12 +111,8 @@ def contexts(update: UpdateGate, forget: ForgetGate, feat: Tensor) -> tuple[Tens
 
 
 def has_closed_form(update: UpdateGate) -> bool:
-    """Whether `contexts` keeps nothing but its map for the backward pass, for which norms have to be affine.
-
-    What compilers and tracers cannot see into they do not take.
-    """
-    is_traced = is_compiling() or torch.jit.is_tracing()
-    return not is_traced and is_affine(update.pool3.norm) and is_affine(update.pool5.norm)
+    """Whether `contexts` has gradients in closed form: of affine norms, where nobody compiles or traces."""
+    return not is_traced() and is_affine(update.pool3.norm) and is_affine(update.pool5.norm)
 
 
 def projections_of(update: UpdateGate, forget: ForgetGate) -> tuple[Tensor, Tensor, Tensor]:

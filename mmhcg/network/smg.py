@@ -82,7 +82,8 @@ class SMG(nn.Module):
             affine, conv = running_affine(self.norm1), folded(self.conv1, self.norm2)
             hidden = kernels.squeeze(maps, *affine, *conv)  # (N, mid, H, W)
         else:
-            hidden = F.relu(self._recomputed('squeezed', self._squeeze, *maps))
+            hidden = self._recomputed('squeezed', self._squeeze, *maps)
+            hidden = F.relu(hidden)  # in place of a view its gradient would be copied
         return self.conv2(hidden)
 
     def _squeeze(self, *maps: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmhcg.network.drop_block import DropBlock
-from mmhcg.network.fast.onednn import ChannelsLast
+from mmhcg.network.fast.onednn import RunChannelsLast
 from mmhcg.network.fast.recompute import recompute
 from mmhcg.network.layers import ConvNormAct, MaxPoolAct, Norm
 from mmhcg.network.smg import dense_module, transition
@@ -61,7 +61,7 @@ def build_stem(variant: Variant, in_channels: int, norm: Norm) -> nn.Module:
     """ImageNet: three 3x3 convolutions and a max-pool, stride 4 in all. CIFAR: one 3x3 convolution."""
     if variant.stem == 'cifar':
         return nn.Conv2d(in_channels, variant.stem_channels, 3, padding=1, bias=False)
-    return ChannelsLast(
+    return RunChannelsLast(
         ConvNormAct(in_channels, 32, stride=2, norm=norm),
         ConvNormAct(32, 32, norm=norm),
         ConvNormAct(32, variant.stem_channels, act=False, norm=norm),

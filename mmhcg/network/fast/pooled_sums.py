@@ -25,19 +25,18 @@ class PooledSums(Function):
     ) -> tuple[Tensor, Tensor]:
         own = feat.to(rows.dtype)
         attention, *sums = attend(own, _excited(own, scale, shift), rows, project)
-        ctx.save_for_backward(feat, scale, shift, rows, project, attention, *sums)
+        ctx.save_for_backward(feat, scale, shift, rows, project, attention)
         return tuple(sums)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_sums: Tensor, grad_context: Tensor) -> tuple[Tensor, ...]:
-        feat, scale, shift, rows, project, attention, sums, context = ctx.saved_tensors
+        feat, scale, shift, rows, project, attention = ctx.saved_tensors
         own = feat.to(rows.dtype)
         excited, flat, size = _excited(own, scale, shift), own.flatten(2), feat.shape[2:]
-        # Of a softmax S: S (g - sum S g), and sum_p S_p g_p is that of the sums with their gradients.
         grad_logits = torch.cat((*fold(grad_sums @ excited, size), grad_context[:, None] @ flat), 1)
-        mean = torch.cat(((sums * grad_sums).sum((2, 3)), (context * grad_context).sum(1, keepdim=True)), 1)
-        grad_logits = attention * (grad_logits - mean[..., None])
+        # Of a softmax: S (g - sum S g). From the sums and their gradients it would not cancel to rounding.
+        grad_logits = attention * (grad_logits - (attention * grad_logits).sum(-1, keepdim=True))
 
         pairs = torch.stack((attention, grad_logits), 2)  # (N, 3, 2, HW)
         shifts = unfold(pairs[:, :2], size)  # (N, 2, 18, HW)

@@ -150,18 +150,17 @@ class _BranchSums(Function):
         source = Source([feat], scale, shift, pooled=True)
         attention = source.folded(rows[None].expand(len(feat), -1, -1, -1)).softmax(-1)
         out = source.sums(attention, 9).sum(1).view(len(feat), 3, 9, -1)
-        ctx.save_for_backward(feat, scale, shift, rows, attention, out)
+        ctx.save_for_backward(feat, scale, shift, rows, attention)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        feat, scale, shift, rows, attention, out = ctx.saved_tensors
+        feat, scale, shift, rows, attention = ctx.saved_tensors
         source, grad = Source([feat], scale, shift, pooled=True), grad.contiguous()
-        # Of a softmax S: S (g - sum S g), and here sum_p S_p g_p = sum_kc out_kc grad_kc.
-        mean = (out * grad).sum((2, 3))
-        grad_logits = attention * (source.folded(grad) - mean[..., None])
-        grad_rows = source.sums(grad_logits, 9).sum(1).view_as(out).sum(0)
+        grad_logits = source.folded(grad)
+        grad_logits = attention * (grad_logits - (attention * grad_logits).sum(-1, keepdim=True))
+        grad_rows = source.sums(grad_logits, 9).sum(1).view_as(grad).sum(0)
         weights = torch.cat((grad, rows.expand_as(grad)), 2)  # (N, 3, 18, C)
         grad_feat, affine = source.spread(torch.stack((attention, grad_logits), 2), weights)
         return (grad_feat, *affine, grad_rows)
