@@ -55,7 +55,7 @@ def test_gates_have_the_gradients_that_autograd_finds(monkeypatch):
         torch.testing.assert_close(closed, found, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize('offset', [0, 3, 300])
+@pytest.mark.parametrize('offset', [0, 3])
 def test_gradients_round_like_those_of_autograd(offset, monkeypatch):
     single, double = gates_of(32, dtype=torch.float32), gates_of(32, dtype=torch.float64)
     feat = torch.randn(2, 32, 60, 80, dtype=torch.float64) + offset
