@@ -63,14 +63,15 @@ def options(iterations: int, annotations: Path, batch: int, scale: list[int]) ->
 
 
 def measure(detector: str, iterations: int, args: argparse.Namespace, work_dir: Path) -> Row:
-    if torch.cuda.is_available():
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
         torch.cuda.reset_peak_memory_stats()
     annotations = args.data_root.resolve() / 'annotations' / 'instances_train2017.json'
     runner = train(
         CONFIGS / f'{detector}.py',
         work_dir=work_dir,
         data_root=args.data_root,
-        amp=torch.cuda.is_available(),
+        amp=has_gpu,
         seed=0,
         no_pretrained=True,  # the run ends by itself where a loss is not finite
         cfg_options=options(iterations, annotations, args.batch, args.scale),
@@ -80,9 +81,9 @@ def measure(detector: str, iterations: int, args: argparse.Namespace, work_dir: 
         detector,
         iterations,
         round(args.batch / scores['train/time'].mean(max(1, iterations // 2)), 2),
-        round(torch.cuda.max_memory_allocated() / 1e6, 1) if torch.cuda.is_available() else '',
+        round(torch.cuda.max_memory_allocated() / 1e6, 1) if has_gpu else '',
         *(round(float(scores[f'val/coco/{kind}_mAP'].current()), 3) for kind in ('bbox', 'segm')),
-        machine(torch.device('cuda' if torch.cuda.is_available() else 'cpu')),
+        machine(torch.device('cuda' if has_gpu else 'cpu')),
         f'PyTorch {torch.__version__}',
         date.today().isoformat(),
     )

@@ -81,10 +81,9 @@ def count_complexity(model: nn.Module, shape: tuple[int, int] = (800, 1280)) -> 
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         stack.callback(lambda: [parameter.requires_grad_() for parameter in trainable])
         model.requires_grad_(False)
-        for module in model.modules():
-            if isinstance(module, (AttentionPool, ExcitedAttentionPool)):
-                stack.enter_context(patch.object(module, 'forward', _plain_forward(module)))
-        stack.enter_context(patch.object(gates, 'contexts', _plain_contexts))
+        stack.enter_context(patch.object(AttentionPool, 'forward', _pool))
+        stack.enter_context(patch.object(ExcitedAttentionPool, 'forward', _excited_pool))
+        stack.enter_context(patch.object(gates, 'contexts', _contexts))
         stack.enter_context(patch.object(GroupedConv2d, 'forward', nn.Conv2d.forward))
         stack.enter_context(kernels.enabled(False))
         stack.enter_context(patch.object(layers, 'running_affine', lambda norm: None))  # norms by themselves
@@ -154,19 +153,17 @@ def _first_rois(forward: Callable, *args: Any) -> Any:
     return tree_map(lambda out: out.new_zeros(count, *out.shape[1:]), forward(*args))
 
 
-def _plain_forward(pool: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A gate's pooling as the paper has it, with the excited map that ours never makes."""
-
-    def forward(feat: Tensor) -> Tensor:
-        if isinstance(pool, ExcitedAttentionPool):
-            feat = pool.depthwise(F.relu(pool.norm(feat)))
-        return (feat.flatten(2) * pool.project(feat).flatten(2).softmax(-1)).sum(2)
-
-    return forward
-
-
-def _plain_contexts(update: nn.Module, forget: nn.Module, feat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _contexts(update: nn.Module, forget: nn.Module, feat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gates' pooling as the paper has it, with the excited maps that ours never makes."""
     return update.pool3(feat), update.pool5(feat), forget.pool(feat)
+
+
+def _pool(pool: nn.Module, feat: Tensor) -> Tensor:
+    return (feat.flatten(2) * pool.project(feat).flatten(2).softmax(-1)).sum(2)
+
+
+def _excited_pool(pool: nn.Module, feat: Tensor) -> Tensor:
+    return _pool(pool, pool.depthwise(F.relu(pool.norm(feat))))
 
 
 class _EveryFunction(TorchFunctionMode):

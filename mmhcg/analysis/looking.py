@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mmhcg.network import Trunk
 from mmhcg.network.attention import attend
-from mmhcg.network.gates import at_least_float32, excite, projections_of, run_gates
+from mmhcg.network.gates import at_least_float32, excite, projections_of
 from mmhcg.network.smg import SMG
 
 
@@ -80,11 +80,11 @@ def looking(trunk: Trunk) -> Iterator[Look]:
             handle.remove()
 
 
-def attention_of(module: SMG, feat: Tensor) -> Tensor:
-    """How the update gate's two kernels weight the positions of the map X' (N, C, H, W): (N, 2, H, W)."""
+def ask_gates(module: SMG, feat: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the update gate's kernels look in the map X' (N, C, H, W), (N, 2, H, W), and f, (N, C)."""
     _, *projections = projections_of(module.update, module.forget)
-    attention, *_ = attend(at_least_float32(feat), excite(module.update, feat), *projections)
-    return attention[:, :2].unflatten(2, feat.shape[2:])
+    attention, _, context = attend(at_least_float32(feat), excite(module.update, feat), *projections)
+    return attention[:, :2].unflatten(2, feat.shape[2:]), module.forget(context.to(feat.dtype))
 
 
 def _module_hook(look: Look, stage: int, name: str, stride: int, module: SMG):
@@ -92,9 +92,8 @@ def _module_hook(look: Look, stage: int, name: str, stride: int, module: SMG):
     def hook(conv: nn.Conv2d, args: tuple[Tensor], feat: Tensor) -> None:
         with torch.autocast(feat.device.type, enabled=False):  # as the gates are run
             feat = feat[:1].to(conv.weight.dtype)
-            maps = attention_of(module, feat)[0].float().cpu()
-            _, kept = run_gates(module.update, module.forget, feat)
-            look.modules.append(ModuleView(stage, name, stride, *maps, kept[0].float().cpu()))
+            maps, kept = (answer[0].float().cpu() for answer in ask_gates(module, feat))
+            look.modules.append(ModuleView(stage, name, stride, *maps, kept))
 
     return hook
 

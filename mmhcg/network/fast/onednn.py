@@ -48,7 +48,7 @@ class RunChannelsLast(nn.Sequential):
     """Runs with channels last where oneDNN runs it: a max-pool takes a tenth of the time."""
 
     def forward(self, feat: Tensor) -> Tensor:
-        is_changed = all(parameter.is_contiguous() for parameter in self.parameters())  # not by the user
-        if not is_changed or not is_for_onednn(feat):
+        is_users_choice = not all(parameter.is_contiguous() for parameter in self.parameters())
+        if is_users_choice or not is_for_onednn(feat):
             return super().forward(feat)
         return super().forward(feat.contiguous(memory_format=torch.channels_last)).contiguous()
