@@ -28,6 +28,8 @@ def gates_of(channels, mode='affine', dtype=torch.float64):
             if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
                 nn.init.normal_(module.weight)
                 nn.init.normal_(module.bias)
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.running_mean, mean=3)
         gate.to(dtype).train(mode == 'learning')
     return pair
 
@@ -71,6 +73,36 @@ def test_gradients_round_like_those_of_autograd(offset, monkeypatch):
         errors.append([((got - exact).norm() / exact.norm()).item() for exact, got in pairs])
     for closed, plain in zip(*errors):
         assert closed <= 4 * plain + 3e-5  # of one draw, so that twice may happen by chance
+
+
+def test_sums_and_their_gradients_know_no_autocast():
+    torch.manual_seed(0)
+    inputs = [torch.randn(*shape) for shape in ((2, 8, 12, 9), *[(2, 8)] * 2, (2, 9, 8), (8,))]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    answers = []
+    for autocast in (False, True):
+        outs = PooledSums.apply(*inputs)
+        loss = sum(out.square().sum() for out in outs)
+        with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+            answers.append(torch.autograd.grad(loss, inputs))
+    assert all(map(torch.equal, *answers))
+
+
+def test_parameters_in_bfloat16_round_like_those_of_autograd(monkeypatch):
+    double, half = gates_of(32), gates_of(32, dtype=torch.bfloat16)
+    for exact, rounded in zip(double, half):
+        exact.load_state_dict(rounded.state_dict())
+    feat = (torch.randn(2, 32, 60, 80) + 3).bfloat16()
+    answers = []
+    for pair, is_plain in ((double, True), (half, True), (half, False)):
+        monkeypatch.setattr(gates, 'is_traced', lambda value=is_plain: value)
+        x = feat.to(pair[0].squeeze.weight.dtype).requires_grad_()
+        outs = run_gates(*pair, x)
+        loss = sum(out.square().sum() for out in outs)
+        answers.append(torch.autograd.grad(loss, [x, *pair[0].parameters(), *pair[1].parameters()]))
+    for exact, plain, closed in zip(*answers):
+        if exact.norm() > 1e-9:
+            assert (closed - exact).norm() <= 2 * (plain - exact).norm()
 
 
 @pytest.mark.parametrize('mode', ['learning', 'GN'])

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from mmhcg.network import Trunk
 from mmhcg.network.attention import attend
-from mmhcg.network.gates import at_least_float32, excite, projections_of
+from mmhcg.network.fast.affine import at_least_float32
+from mmhcg.network.gates import excite, projections_of
 from mmhcg.network.smg import SMG
 
 

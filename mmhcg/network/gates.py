@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from mmhcg.network.attention import attend
 from mmhcg.network.fast import is_traced, kernels
+from mmhcg.network.fast.affine import at_least_float32, is_affine, running_affine
 from mmhcg.network.fast.pooled_sums import PooledSums
-from mmhcg.network.layers import Norm, is_affine, running_affine
+from mmhcg.network.layers import Norm
 
 
 class AttentionPool(nn.Module):
@@ -101,9 +102,9 @@ def contexts(update: UpdateGate, forget: ForgetGate, feat: Tensor) -> tuple[Tens
     kernel, *projections = projections_of(update, forget)
     if has_closed_form(update):
         affine = zip(*(running_affine(pool.norm) for pool in (update.pool3, update.pool5)))
-        affine = (torch.stack(parts).to(kernel.dtype) for parts in affine)  # scale and shift, (2, C) each
+        scale, shift = map(torch.stack, affine)  # (2, C) each
         pooled_sums = kernels.pooled_sums if kernels.usable(feat) else PooledSums.apply
-        sums, context = pooled_sums(feat, *affine, *projections)
+        sums, context = pooled_sums(feat, scale, shift, *projections)
     else:
         _, sums, context = attend(feat.to(kernel.dtype), excite(update, feat), *projections)
     dtype = forget.squeeze.weight.dtype
@@ -131,7 +132,3 @@ def excite(update: UpdateGate, feat: Tensor) -> Tensor:
     feat = feat.to(update.squeeze.weight.dtype)
     excited = [F.relu(pool.norm(feat)) for pool in (update.pool3, update.pool5)]
     return at_least_float32(torch.stack(excited, 1).flatten(3))
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmhcg.network.fast.onednn import pointwise
+from mmhcg.network.fast.affine import conv_norm
 
 Norm = Callable[[int], nn.Module]  # number of channels -> norm layer
 
@@ -38,38 +36,3 @@ class MaxPoolAct(nn.MaxPool2d):
 
     def forward(self, feat: Tensor) -> Tensor:
         return F.relu(super().forward(feat), inplace=True)
-
-
-def is_affine(norm: nn.Module) -> bool:
-    """Whether it is a BatchNorm on its running statistics; others depend on the map in another way."""
-    return (
-        not norm.training
-        and isinstance(norm, _BatchNorm)
-        and norm.running_mean is not None
-        and norm.weight is not None
-    )
-
-
-def running_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift (C,) of a norm that `is_affine`: norm(x) = scale x + shift. None of others."""
-    if not is_affine(norm):
-        return None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - scale * norm.running_mean
-
-
-def folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias of a convolution with the norm after it, or None: a (W x) + b = (a W) x + b."""
-    affine = running_affine(norm)
-    return affine and (conv.weight * affine[0][:, None, None, None], affine[1])
-
-
-def conv_norm(feat: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
-    """`norm(conv(feat))` in one pass where the norm is affine."""
-    affine = folded(conv, norm)
-    if affine is None:
-        return norm(conv(feat))
-    weight, shift = affine
-    if conv.kernel_size == (1, 1):
-        return pointwise(feat, weight, shift)
-    return F.conv2d(feat, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)

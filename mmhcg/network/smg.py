@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmhcg.network.fast import kernels
+from mmhcg.network.fast.affine import conv_norm, folded, is_affine, running_affine
 from mmhcg.network.fast.onednn import GroupedConv2d
 from mmhcg.network.fast.recompute import recompute
 from mmhcg.network.gates import ForgetGate, UpdateGate, has_closed_form, run_gates
-from mmhcg.network.layers import Norm, conv_norm, folded, is_affine, running_affine
+from mmhcg.network.layers import Norm
 
 
 class SMG(nn.Module):
@@ -53,7 +54,7 @@ class SMG(nn.Module):
         gate_norm: Norm,
     ) -> None:
         super().__init__()
-        is_small = 5 * out_channels <= in_channels * stride**2  # X', beside the input
+        is_small = 6 * out_channels <= in_channels * stride**2  # X', beside the input
         self.recomputes = ('excited' if is_small else 'module') if with_cp else 'squeezed'
         self.norm1 = None if activated else norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, mid_channels, 1, bias=False)

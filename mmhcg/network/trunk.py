@@ -101,30 +101,22 @@ class Trunk(nn.Module):
         variant = get_variant(arch)
         count = len(variant.blocks)
         self.out_indices = tuple(range(count) if out_indices is None else out_indices)
-        if not self.out_indices or sorted(set(self.out_indices) & set(range(count))) != list(
-            self.out_indices
-        ):
+        ascending = [i for i in range(count) if i in self.out_indices]
+        if not ascending or list(self.out_indices) != ascending:
             raise ValueError(f'out_indices must be ascending, in 0..{count - 1}, not {self.out_indices}')
         self.out_channels = tuple(variant.stage_channels[i] for i in self.out_indices)
         self.out_strides = tuple(variant.stage_strides[i] for i in self.out_indices)
 
         self.stem = build_stem(variant, in_channels, norm)
-        self.stages = nn.ModuleList()
-        channels = variant.stem_channels
-        for i in range(self.out_indices[-1] + 1):
-            stage = Stage(
-                channels,
-                variant.blocks[i],
-                variant.growth_rates[i],
-                first=i == 0,
-                norm=norm,
-                gate_norm=gate_norm,
-                with_cp=with_cp,
-                drop_block=drop_block,
-            )
-            self.stages.append(stage)
-            channels = variant.stage_channels[i]
-        self._init_convs()
+        channels = (variant.stem_channels, *variant.stage_channels)
+        options = dict(norm=norm, gate_norm=gate_norm, with_cp=with_cp, drop_block=drop_block)
+        self.stages = nn.ModuleList(
+            Stage(channels[i], variant.blocks[i], variant.growth_rates[i], first=i == 0, **options)
+            for i in range(self.out_indices[-1] + 1)
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity='relu')  # He et al., 2015
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Map (N, in_channels, H, W) to one map (N, C_i, ceil(H / s_i), ceil(W / s_i)) an out_index."""
@@ -134,8 +126,3 @@ class Trunk(nn.Module):
             if i in self.out_indices:
                 out.append(feat)
         return tuple(out)
-
-    def _init_convs(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity='relu')  # He et al., 2015

@@ -24,9 +24,10 @@ from torch.nn import functional as F
 
 from mmhcg.network.attention import fold, unfold
 from mmhcg.network.fast import is_compiling, kernels
+from mmhcg.network.fast.affine import running_affine
 from mmhcg.network.fast.onednn import pointwise
 from mmhcg.network.gates import ForgetGate, UpdateGate
-from mmhcg.network.layers import ConvNormAct, running_affine
+from mmhcg.network.layers import ConvNormAct
 from mmhcg.network.smg import SMG, gate_shares
 from mmhcg.network.trunk import Stage
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmhcg.network.fast import is_traced
+from mmhcg.network.fast.recompute import recompute
 
 
 def is_for_onednn(feat: Tensor) -> bool:
@@ -32,14 +33,16 @@ class GroupedConv2d(nn.Conv2d):
     """
 
     def forward(self, feat: Tensor) -> Tensor:
-        width = self.out_channels // self.groups
-        missing = -width % 8
         is_trained = torch.is_grad_enabled() and (feat.requires_grad or self.weight.requires_grad)
-        is_usual = self.groups == 1 or self.bias is not None or not missing
+        is_usual = self.groups == 1 or self.bias is not None or not self.out_channels // self.groups % 8
         if is_usual or not is_trained or not is_for_onednn(feat):
             return super().forward(feat)
+        return recompute(self, self._padded, feat)  # keeps its weight alone, not what is padded
+
+    def _padded(self, feat: Tensor) -> Tensor:
+        width = self.out_channels // self.groups
         weight = self.weight.unflatten(0, (self.groups, width))
-        weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, missing)).flatten(0, 1)
+        weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -width % 8)).flatten(0, 1)
         feat = self._conv_forward(feat, weight, None)
         return feat.unflatten(1, (self.groups, -1))[:, :, :width].flatten(1, 2)
 

@@ -31,25 +31,39 @@ class PooledSums(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_sums: Tensor, grad_context: Tensor) -> tuple[Tensor, ...]:
-        feat, scale, shift, rows, project, attention = ctx.saved_tensors
-        own = feat.to(rows.dtype)
-        excited, flat, size = _excited(own, scale, shift), own.flatten(2), feat.shape[2:]
-        grad_logits = torch.cat((*fold(grad_sums @ excited, size), grad_context[:, None] @ flat), 1)
-        # Of a softmax: S (g - sum S g). From the sums and their gradients it would not cancel to rounding.
-        grad_logits = attention * (grad_logits - (attention * grad_logits).sum(-1, keepdim=True))
+        with torch.autocast(grad_sums.device.type, enabled=False):
+            return _gradients(*ctx.saved_tensors, grad_sums, grad_context)
 
-        pairs = torch.stack((attention, grad_logits), 2)  # (N, 3, 2, HW)
-        shifts = unfold(pairs[:, :2], size)  # (N, 2, 18, HW)
-        grad_rows = (shifts[:, :, 9:] @ excited.transpose(2, 3)).sum(0)
-        grad_excited = torch.cat((grad_sums, rows.expand_as(grad_sums)), 2).transpose(2, 3) @ shifts
-        grad_excited = torch.ops.aten.threshold_backward(grad_excited, excited, 0)
-        grad_scale, grad_shift = (grad_excited * flat[:, None]).sum((0, 3)), grad_excited.sum((0, 3))
 
-        grad_project = (grad_logits[:, 2] * flat.transpose(0, 1)).sum((1, 2))
-        grad_feat = torch.stack((grad_context, project.expand_as(grad_context)), 2) @ pairs[:, 2]
-        for grad, gain in zip(grad_excited.unbind(1), scale):
-            grad_feat.addcmul_(grad, gain[:, None])
-        return grad_feat.view_as(feat).to(feat.dtype), grad_scale, grad_shift, grad_rows, grad_project
+def _gradients(
+    feat: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    rows: Tensor,
+    project: Tensor,
+    attention: Tensor,
+    grad_sums: Tensor,
+    grad_context: Tensor,
+) -> tuple[Tensor, ...]:
+    """Of feat, scale, shift, rows and project."""
+    own = feat.to(rows.dtype)
+    excited, flat, size = _excited(own, scale, shift), own.flatten(2), feat.shape[2:]
+    grad_logits = torch.cat((*fold(grad_sums @ excited, size), grad_context[:, None] @ flat), 1)
+    # Of a softmax: S (g - sum S g). From the sums and their gradients it would not cancel to rounding.
+    grad_logits = attention * (grad_logits - (attention * grad_logits).sum(-1, keepdim=True))
+
+    pairs = torch.stack((attention, grad_logits), 2)  # (N, 3, 2, HW)
+    shifts = unfold(pairs[:, :2], size)  # (N, 2, 18, HW)
+    grad_rows = (shifts[:, :, 9:] @ excited.transpose(2, 3)).sum(0)
+    grad_excited = torch.cat((grad_sums, rows.expand_as(grad_sums)), 2).transpose(2, 3) @ shifts
+    grad_excited = torch.ops.aten.threshold_backward(grad_excited, excited, 0)
+    grad_scale, grad_shift = (grad_excited * flat[:, None]).sum((0, 3)), grad_excited.sum((0, 3))
+
+    grad_project = (grad_logits[:, 2] * flat.transpose(0, 1)).sum((1, 2))
+    grad_feat = torch.stack((grad_context, project.expand_as(grad_context)), 2) @ pairs[:, 2]
+    for grad, gain in zip(grad_excited.unbind(1), scale):
+        grad_feat.addcmul_(grad, gain[:, None])
+    return grad_feat.view_as(feat).to(feat.dtype), grad_scale, grad_shift, grad_rows, grad_project
 
 
 def _excited(feat: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
