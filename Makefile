@@ -21,6 +21,7 @@ coverage: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 format: .venv/ready
 	$(BIN)/ruff check --fix

@@ -48,7 +48,14 @@ setup(
         'pretrain': ['mmpretrain==1.2.0'],  # the classifiers of configs/pretrain, beside standalone
         'export': ['onnx>=1.16', 'onnxruntime>=1.18', 'onnxscript>=0.2'],  # tools/export.py, to .onnx
         'attack': ['foolbox>=3.3.4'],  # tools/robustness.py
-        # wheel for setuptools<70
-        'test': ['hypothesis>=6', 'pytest>=7', 'pytest-cov>=4', 'pytest-xdist>=3.2', 'ruff>=0.9', 'wheel'],
+        'test': [
+            'hypothesis>=6',
+            'mypy>=1.11',
+            'pytest>=7.3',  # tmp_path_retention_count
+            'pytest-cov>=4',
+            'pytest-xdist>=3.2',
+            'ruff>=0.9',
+            'wheel',  # for setuptools<70
+        ],
     },
 )

@@ -77,12 +77,14 @@ def measure(detector: str, iterations: int, args: argparse.Namespace, work_dir: 
         cfg_options=options(iterations, annotations, args.batch, args.scale),
     )
     scores = runner.message_hub.log_scalars
+    box_ap, mask_ap = (round(float(scores[f'val/coco/{kind}_mAP'].current()), 3) for kind in ('bbox', 'segm'))
     return Row(
         detector,
         iterations,
         round(args.batch / scores['train/time'].mean(max(1, iterations // 2)), 2),
         round(torch.cuda.max_memory_allocated() / 1e6, 1) if has_gpu else '',
-        *(round(float(scores[f'val/coco/{kind}_mAP'].current()), 3) for kind in ('bbox', 'segm')),
+        box_ap,
+        mask_ap,
         machine(torch.device('cuda' if has_gpu else 'cpu')),
         f'PyTorch {torch.__version__}',
         date.today().isoformat(),

@@ -93,7 +93,7 @@ def operators() -> Iterator[str]:
     spec = find_spec('mmcv')
     if spec is None:
         return
-    folder = Path(spec.origin).parent
+    folder = Path(str(spec.origin)).parent
     names = sorted(operator_names(folder))
     if any((folder / f'_ext{suffix}').is_file() for suffix in EXTENSION_SUFFIXES):
         yield f'mmcv operators: all {len(names)} compiled'
@@ -101,7 +101,8 @@ def operators() -> Iterator[str]:
     # Its text, because to import it takes torchvision.
     tree = ast.parse((PACKAGE / 'stack' / 'mmcv_ops.py').read_text(encoding='utf-8'))
     ours = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    ours |= {node.targets[0].id for node in tree.body if isinstance(node, ast.Assign)}
+    targets = [node.targets[0] for node in tree.body if isinstance(node, ast.Assign)]
+    ours |= {target.id for target in targets if isinstance(target, ast.Name)}
     ours |= {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     missing = [name for name in names if name not in ours]
     provided = len(names) - len(missing)

@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import records
+import results_page as page
+import tables
 import yaml
 from mmengine.config import Config
-from tiny_run import CONFIGS, REPO, load_script
+from tiny_run import CONFIGS, REPO
 
 README = (REPO / 'README.md').read_text(encoding='utf-8')
 PAGE = (CONFIGS / 'README.md').read_text(encoding='utf-8')
-page = load_script(REPO / 'benchmarks' / 'results_page.py')
 
 
 def test_pages_are_up_to_date():
@@ -41,13 +43,13 @@ COCO_ROW = {
 
 def with_results(folder, monkeypatch, *rows):
     """The results in the repository, and a file coco.csv with these rows."""
-    shutil.copytree(page.RESULTS, folder, dirs_exist_ok=True)
+    shutil.copytree(records.RESULTS, folder, dirs_exist_ok=True)
     titles = dict.fromkeys(title for row in rows for title in row)
     with (folder / 'coco.csv').open('w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, titles)
         writer.writeheader()
         writer.writerows(rows)
-    monkeypatch.setattr(page, 'RESULTS', folder)
+    monkeypatch.setattr(records, 'RESULTS', folder)
 
 
 def test_a_measured_row_reaches_every_page(tmp_path, monkeypatch):
@@ -92,23 +94,23 @@ def test_a_missing_column_is_named(tmp_path, monkeypatch):
 
 
 def test_files_of_other_numbers_are_passed_by(tmp_path, monkeypatch):
-    before = page.results()
+    before = records.results()
     with_results(tmp_path, monkeypatch, {'source': 'measured here', 'config': 'x', 'images_per_second': '7'})
-    assert page.results() == before
+    assert records.results() == before
 
 
 def test_a_table_without_rows_is_refused(monkeypatch):
-    monkeypatch.setattr(page, 'read', lambda path: [dict(model='backbone')])
+    monkeypatch.setattr(tables, 'read', lambda path: [dict(model='backbone')])
     with pytest.raises(
         SystemExit, match=r'no row of a Mask R-CNN: python tools/benchmark.py --detector --csv'
     ):
-        page.performance_table('Mask R-CNN')
+        tables.performance_table('Mask R-CNN')
 
 
 def test_a_config_without_a_size_is_noticed(tmp_path, monkeypatch):
-    lines = page.COMPLEXITY.read_text(encoding='utf-8').splitlines(keepends=True)
+    lines = records.COMPLEXITY.read_text(encoding='utf-8').splitlines(keepends=True)
     (tmp_path / 'complexity.csv').write_text(''.join(line for line in lines if '_r101_' not in line))
-    monkeypatch.setattr(page, 'COMPLEXITY', tmp_path / 'complexity.csv')
+    monkeypatch.setattr(records, 'COMPLEXITY', tmp_path / 'complexity.csv')
     with pytest.raises(SystemExit, match=r'differ in mask_rcnn_r101_fpn_1x_coco: .* --count'):
         page.main(['--check'])
 
@@ -116,7 +118,7 @@ def test_a_config_without_a_size_is_noticed(tmp_path, monkeypatch):
 def networks():
     """One config for each network that the configs train; losses, data and pixel conventions do not count."""
     found = {}
-    for name in page.names():
+    for name in records.names():
         model = Config.fromfile(CONFIGS / f'{name}.py').model
         key = json.dumps([model.backbone, 'mask_head' in model.roi_head], default=str)
         found.setdefault(key, []).append(name)
@@ -126,9 +128,9 @@ def networks():
 @pytest.mark.slow
 @pytest.mark.parametrize('names', networks(), ids=lambda names: names[0])
 def test_sizes_are_those_of_the_configs(names):
-    rows = {row['config']: row for row in page.read(page.COMPLEXITY)}
-    assert rows.keys() == set(page.names())
-    counted = {key: str(value) for key, value in page.count(names[0]).items()}
+    rows = {row['config']: row for row in records.read(records.COMPLEXITY)}
+    assert rows.keys() == set(records.names())
+    counted = {key: str(value) for key, value in records.count(names[0]).items()}
     for name in names:
         assert rows[name] == dict(counted, config=name)
 
@@ -139,10 +141,10 @@ def test_page_names_both_baselines_and_what_was_measured():
     assert '38.2 / 34.7' in reading and '37.3 / 34.2' in reading
     rows = [line for line in table.split('<!-- end')[0].splitlines() if line.startswith('| [')]
     unmeasured = {re.search(r'`(\w+)`', row)[1] for row in rows if '| not measured |' in row}
-    assert len(rows) == len(page.names())
-    files = [page.read(path) for path in page.RESULTS.glob('*.csv')]
+    assert len(rows) == len(records.names())
+    files = [records.read(path) for path in records.RESULTS.glob('*.csv')]
     measured = {row['config'] for file in files for row in file if row.get('source') == 'measured here'}
-    assert unmeasured == set(page.names()) - measured
+    assert unmeasured == set(records.names()) - measured
     assert 'mask_rcnn_hcgnet_demo_shapes' in measured
 
 
@@ -185,7 +187,7 @@ def test_metafile_has_the_form_that_mim_reads():
         results[model['Name']] = [result['Metrics'] for result in model.get('Results', [])]
         if source in ('paper', 'MMDetection'):
             assert results[model['Name']] == PUBLISHED[model['Name']]
-    assert set(results) == set(page.names()) - set(page.SHAPE)
+    assert set(results) == set(records.names()) - set(records.SHAPE)
 
 
 def anchors(path):

@@ -19,14 +19,14 @@ def run(annotations: str, images: str | None, jobs: int, no_images: bool, no_mas
         raise UserError(f'no annotation file at {os.path.abspath(annotations)}')
     if jobs < 1:
         raise UserError(f'--jobs {jobs}: at least one has to read the images')
-    if not no_images and not os.path.isdir(images or ''):
-        raise UserError(
-            f'no folder {images}' if images else 'name the folder of the images, or say --no-images'
-        )
+    if images is None and not no_images:
+        raise UserError('name the folder of the images, or say --no-images')
+    if images is not None and not os.path.isdir(images):
+        raise UserError(f'no folder {images}')
     file, tally = AnnotationFile(annotations, Use.BOXES_ONLY if no_masks else Use.ALL), Tally()
     for fault in file.faults():
         _tell(fault, tally)
-    if file.images and not no_images:
+    if file.images and images is not None and not no_images:
         faults = []
         bar = ProgressBar(len(file.images), file=sys.stderr)
         for found in check_images(file, images, jobs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from mmhcg.runs import UserError, cli
@@ -30,9 +31,9 @@ def run(
     from mmhcg.analysis.stage_maps import StageMaps
 
     photos = Photos(ann, images, limit)
-    pairs = [(config, checkpoint), *([against] if against else [])]
-    networks = [StageMaps(*pair, stage, side) for pair in pairs]
-    if len({network.name for network in networks}) < len(networks):
+    pairs = [(config, checkpoint), *([(against[0], against[1])] if against else [])]
+    networks = [StageMaps(cfg, weights, stage, side) for cfg, weights in pairs]
+    if against and len({network.name for network in networks}) < len(networks):
         raise UserError(f'--against {" ".join(against)} has the names of what it is compared with')
     if len(photos) < FEW:
         print(
@@ -43,9 +44,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     units = []
     for number, network in enumerate(networks, 1):
-        found = dissect(
-            network, photos, lambda title, numbers, name=network.name: _bar(f'{name}: {title}', numbers)
-        )
+        found = dissect(network, photos, partial(_bar, network.name))
         pages.draw_page(network, photos, found, out / f'top_units_{number}.png')
         units += found
         pages.save_units(units, out / 'units.csv')
@@ -53,10 +52,10 @@ def run(
     print(f'{pages.format_table(units)}\n({len(photos)} photographs; units and pictures in {out})')
 
 
-def _bar(title: str, numbers: Iterable[int]) -> Iterable[int]:
+def _bar(name: str, title: str, numbers: Iterable[int]) -> Iterable[int]:
     from mmengine.utils import track_iter_progress
 
-    print(title)
+    print(f'{name}: {title}')
     yield from track_iter_progress(list(numbers))
     print()
 

@@ -18,7 +18,7 @@ def show_complexity(config: str, shape: tuple[int, int], count: str) -> None:
     from mmhcg.analysis.complexity import count_complexity, format_table  # imports MMDetection
 
     try:
-        parts = count_complexity(model, tuple(shape))
+        parts = count_complexity(model, (shape[0], shape[1]))
     except Exception as error:  # of any detector, at any size
         raise UserError(
             f'{config}: its model does not run on an empty image of {shape[0]}x{shape[1]}: '

@@ -41,9 +41,10 @@ def run(
     names = robustness.names_of(networks)
     for _, file in networks:
         check_checkpoint(file)
-    options = dict(data_root=data_root, limit=limit, cfg_options=cfg_options)
+    options: dict[str, Any] = dict(data_root=data_root, limit=limit, cfg_options=cfg_options)
     cfg = robustness.prepare(config, **options)
-    runs, rows = [(cfg, checkpoint)], []
+    runs: list[tuple[Any, str | Path]] = [(cfg, checkpoint)]
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for number, (other, file) in enumerate(against):
             if '::' in other or other.endswith('.py'):

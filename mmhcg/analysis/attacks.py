@@ -25,6 +25,8 @@ WHITE = 255  # the largest value of a pixel
 class _ByLoss:
     """For foolbox's attacks: the model that they get answers with its loss, not with logits."""
 
+    run: Callable[..., Tensor]
+
     def get_loss_fn(self, model: PyTorchModel, labels: Any) -> PyTorchModel:
         return model
 
@@ -97,8 +99,8 @@ def _pixels(preprocessor: nn.Module, data: dict[str, Any]) -> tuple[Tensor, list
     The latter gives the bits that the preprocessor would have, and gives padding no gradient.
     """
     sizes = [image.shape[-2:] for image in data['inputs']]
-    normalised, plain = preprocessor._enable_normalize, dict(_enable_normalize=False, batch_augments=None)
-    with patch.multiple(preprocessor, **plain):
+    normalised = preprocessor._enable_normalize
+    with patch.multiple(preprocessor, _enable_normalize=False, batch_augments=None):
         batch = preprocessor(data, training=True)  # which pads masks, too
     pixels, padding = batch['inputs'], torch.ones_like(batch['inputs'][:, :1], dtype=torch.bool)
     for image, (height, width) in zip(padding, sizes):

@@ -126,7 +126,8 @@ def compare(
         progress: Is told what is going on.
     """
     steps = {name: _step(network, image, phase, dtype) for name, network in candidates.items()}
-    counts, times = {}, {name: [] for name in steps}
+    counts: dict[str, dict[str, Any]] = {}
+    times: dict[str, list[float]] = {name: [] for name in steps}
     for name, step in steps.items():
         progress(f'{name}: first runs')
         step()
@@ -137,7 +138,7 @@ def compare(
         for name, step in steps.items():
             progress(f'{name}: run {number + 1} of {repeats}')
             times[name].append(_seconds(step, image.device))
-    shared = dict(
+    shared: dict[str, Any] = dict(
         model=model,
         phase=phase,
         mode=mode,
@@ -151,7 +152,7 @@ def compare(
     return [Result(candidate=name, **shared, **counts[name], **speeds[name]) for name in steps]
 
 
-def _speeds(times: Mapping[str, Sequence[float]], images: int) -> dict[str, dict[str, float | str]]:
+def _speeds(times: Mapping[str, Sequence[float]], images: int) -> dict[str, dict[str, Any]]:
     """The columns of time, of each candidate's runs in seconds."""
     best = {name: min(seconds) for name, seconds in times.items()}
 
@@ -203,9 +204,9 @@ def _graphed(step: Callable[[], Any]) -> Callable[[], Any]:
 
 def _counts(
     network: nn.Module, step: Callable[[], Any], image: Tensor, phase: str, mode: str, dtype: str
-) -> dict[str, float | int | str]:
+) -> dict[str, Any]:
     """The columns that do not vary from run to run."""
-    counts = dict.fromkeys(('peak_mb', 'saved_mb', 'operators', 'moved_mb'), '')
+    counts: dict[str, Any] = dict.fromkeys(('peak_mb', 'saved_mb', 'operators', 'moved_mb'), '')
     if image.device.type == 'cuda':
         counts['peak_mb'] = round(_peak(network, step, image) / 1e6, 1)
     if mode not in COMPILED:

@@ -11,8 +11,8 @@ from mmhcg.analysis.tables import align
 
 def format_table(results: Sequence[Result]) -> str:
     """What differs between results, a line each."""
-    columns = ('candidate', 'best_ms', 'median_ms', 'images_per_s', 'peak_mb', 'saved_mb', 'operators')
-    columns += ('moved_mb', 'to_plain', 'to_r50')
+    columns = ['candidate', 'best_ms', 'median_ms', 'images_per_s', 'peak_mb', 'saved_mb', 'operators']
+    columns += ['moved_mb', 'to_plain', 'to_r50']
     return align([columns, *([str(getattr(result, column)) for column in columns] for result in results)])
 
 

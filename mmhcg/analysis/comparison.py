@@ -64,8 +64,8 @@ def _steps(cfg: Config) -> Iterator[str]:
 
 def _table(old: Config, new: Config, shape: tuple[int, int]) -> Iterator[str]:
     yield f'{"stride":>13}{"channels before":>17}{"now":>9}'
-    for before, now in zip(measure_config(old), measure_config(new)):
-        yield f'{before.stride:13}{before.channels:17}{now.channels:9}'
+    for level, swapped in zip(measure_config(old), measure_config(new)):
+        yield f'{level.stride:13}{level.channels:17}{swapped.channels:9}'
     for title, unit, before, now in zip(
         ('parameters', 'multiply-adds'), 'MG', _sizes(old, shape), _sizes(new, shape)
     ):

@@ -29,8 +29,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmhcg.network import gates, layers
-from mmhcg.network.fast import kernels
+from mmhcg.network import gates
+from mmhcg.network.fast import affine, kernels
 from mmhcg.network.fast.onednn import GroupedConv2d
 from mmhcg.network.gates import AttentionPool, ExcitedAttentionPool
 
@@ -76,7 +76,8 @@ def count_complexity(model: nn.Module, shape: tuple[int, int] = (800, 1280)) -> 
     modes = {module: module.training for module in model.modules()}
     model.eval()
     with ExitStack() as stack:
-        stack.callback(lambda: [setattr(module, 'training', mode) for module, mode in modes.items()])
+        for module, mode in modes.items():
+            stack.callback(setattr, module, 'training', mode)
         # PyTorch's counter follows gradients, and fails on parameters that are split where there are none.
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         stack.callback(lambda: [parameter.requires_grad_() for parameter in trainable])
@@ -86,7 +87,7 @@ def count_complexity(model: nn.Module, shape: tuple[int, int] = (800, 1280)) -> 
         stack.enter_context(patch.object(gates, 'contexts', _contexts))
         stack.enter_context(patch.object(GroupedConv2d, 'forward', nn.Conv2d.forward))
         stack.enter_context(kernels.enabled(False))
-        stack.enter_context(patch.object(layers, 'running_affine', lambda norm: None))  # norms by themselves
+        stack.enter_context(patch.object(affine, 'is_affine', lambda norm: False))  # norms by themselves
         if isinstance(getattr(model, 'rpn_head', None), BaseDenseHead):
             predict = partial(_predict, partial(meter.run, model.rpn_head, model.rpn_head.predict))
             stack.enter_context(patch.object(model.rpn_head, 'predict', predict))
@@ -186,10 +187,11 @@ class _Meter:
     """Counts what runs while it is entered, and books it on the part that is running."""
 
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
-        self.booked = defaultdict(Counter)  # name of the part -> count by kind
+        self.booked: dict[str, Counter[str]] = defaultdict(Counter)  # name of the part -> count by kind
         self._names = {part: name for name, part in parts.items()}
         self._flops = FlopCounterMode(display=False)
-        self._seen, self._last = Counter(), Counter()
+        self._seen: Counter[str] = Counter()
+        self._last: Counter[str] = Counter()
         self._running = [OTHER]
 
     def __enter__(self) -> None:

@@ -154,12 +154,11 @@ def dissect(
 
 def _look_for_thresholds(network: Callable, photos: Photos, progress: Callable) -> tuple[Tensor, Tensor]:
     """Each unit's quantile (C,), and the numbers of the photographs where it peaks (C, up to 4)."""
-    quantiles = None
     for number in progress('thresholds', range(len(photos))):
         feat = network(photos.image(number)).flatten(1)
         if not feat.isfinite().all():
             raise UserError(f'image {photos.ids[number]}: activations are NaN or infinite')
-        if quantiles is None:
+        if number == 0:
             quantiles = StreamingQuantiles(len(feat), device=feat.device)
             peaks, tops = feat[:, :0], torch.zeros_like(feat[:, :0], dtype=torch.long)
         quantiles.add(feat)

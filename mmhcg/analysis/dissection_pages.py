@@ -70,7 +70,7 @@ def plot_detectors(units: Sequence[Unit], path: Path) -> None:
     """Bars: unique detectors of each network, detectors of each category; beside it, the latter as CSV."""
     rows, networks = counts(units), list(by_network(units))
     number = {(row.network, row.category): row.detectors for row in rows}
-    total = Counter()
+    total: Counter[str] = Counter()
     for row in rows:
         total[row.category] += row.detectors
     categories = [category for category, _ in total.most_common(BARS)]

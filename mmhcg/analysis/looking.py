@@ -93,8 +93,8 @@ def _module_hook(look: Look, stage: int, name: str, stride: int, module: SMG):
     def hook(conv: nn.Conv2d, args: tuple[Tensor], feat: Tensor) -> None:
         with torch.autocast(feat.device.type, enabled=False):  # as the gates are run
             feat = feat[:1].to(conv.weight.dtype)
-            maps, kept = (answer[0].float().cpu() for answer in ask_gates(module, feat))
-            look.modules.append(ModuleView(stage, name, stride, *maps, kept))
+            (attention3, attention5), kept = (answer[0].float().cpu() for answer in ask_gates(module, feat))
+            look.modules.append(ModuleView(stage, name, stride, attention3, attention5, kept))
 
     return hook
 

@@ -181,7 +181,7 @@ def _batch(model: nn.Module, shape: tuple[int, int], images: int, training: bool
     if not isinstance(preprocessor, ImgDataPreprocessor):  # a tracker's detector leaves it to the tracker
         preprocessor = DetDataPreprocessor(pad_size_divisor=32)
     if isinstance(preprocessor, TrackDataPreprocessor):
-        size = (FRAMES, 3, *shape)
+        size: tuple[int, ...] = (FRAMES, 3, *shape)
         samples = [_video(model, shape) for _ in range(images)]
     else:
         size = (3, *shape)

@@ -101,7 +101,7 @@ def measure(
             strength,
             SCORES[name][0],
             round(score / SCORES[name][1], 4),
-            found['images'],
+            int(found['images']),
             machine(torch.device(get_device())),
             f'PyTorch {torch.__version__} Python {platform.python_version()}',
             date.today().isoformat(),
@@ -112,7 +112,7 @@ def prepare(
     config: str | Path | Config,
     data_root: str | Path | None = None,
     limit: int | None = None,
-    cfg_options: Mapping[str, Any] | None = None,
+    cfg_options: dict[str, Any] | None = None,
 ) -> Config:
     """The config as its test can be attacked: with the ground truth that a loss needs, on `limit` images.
 

@@ -135,7 +135,9 @@ def _draw(
     from mmdet.apis import inference_detector
 
     progress('detecting')
-    with looking(find_trunk(model)) as look:
+    trunk = find_trunk(model)
+    assert trunk is not None  # load_detector has looked
+    with looking(trunk) as look:
         sample = inference_detector(model, image)
     folder.mkdir(parents=True)
     progress('drawing detections')

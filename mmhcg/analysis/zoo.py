@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import mmdet
 import torch
@@ -113,7 +114,7 @@ def run_zoo(path: Path, jobs: int = 2, steps: bool = True) -> list[Row]:
     for row in _each(build_both, [name for name in all_configs() if name not in rows], jobs):
         rows[row.config] = row
         _write(path, rows.values())
-    families = {}
+    families: dict[str, list[Row]] = {}
     for row in sorted(rows.values(), key=lambda row: row.parameters):
         if row.built == OK:
             families.setdefault(row.config.split('/')[0], []).append(row)
@@ -140,7 +141,8 @@ def run_zoo(path: Path, jobs: int = 2, steps: bool = True) -> list[Row]:
 def _each(function: Callable[..., Row], arguments: Sequence, jobs: int) -> Iterator[Row]:
     """`function` of each argument, each in a process, `jobs` at a time; in the order in which they end."""
     context = multiprocessing.get_context('fork')
-    waiting, running = list(reversed(arguments)), {}
+    waiting = list(reversed(arguments))
+    running: dict[Any, tuple[Any, Any, float]] = {}  # connection -> process, argument, when it is stopped
     while waiting or running:
         while waiting and len(running) < jobs:
             argument = waiting.pop()
@@ -149,10 +151,11 @@ def _each(function: Callable[..., Row], arguments: Sequence, jobs: int) -> Itera
             process.start()
             sender.close()
             running[receiver] = (process, argument, monotonic() + SECONDS)
-        for receiver in wait(list(running), timeout=1):
-            process, argument, _ = running.pop(receiver)
+        ready: Any
+        for ready in wait(list(running), timeout=1):
+            process, argument, _ = running.pop(ready)
             try:
-                yield receiver.recv()
+                yield ready.recv()
             except EOFError:
                 process.join()
                 yield _failed(argument, f'its process ended with {process.exitcode}')
@@ -173,7 +176,8 @@ def _report(function: Callable[..., Row], argument: str | Row, sender: Connectio
 
 def _failed(argument: str | Row, reason: str) -> Row:
     if isinstance(argument, Row):
-        return replace(argument, **{'swapped' if argument.control == OK else 'control': reason})
+        is_swapped = argument.control == OK
+        return replace(argument, swapped=reason) if is_swapped else replace(argument, control=reason)
     return Row(argument, 'crashed', reason)
 
 
@@ -189,7 +193,7 @@ def _read(path: Path) -> list[Row]:
     if not path.exists():
         return []
     with path.open(newline='', encoding='utf-8') as file:
-        rows = csv.DictReader(file)
+        rows: Any = csv.DictReader(file)
         if rows.fieldnames != [field.name for field in fields(Row)]:
             raise UserError(f'{path} is no file of this tool: its columns are {rows.fieldnames}')
         return [Row(**{**row, 'parameters': int(row['parameters'])}) for row in rows]

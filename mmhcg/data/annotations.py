@@ -55,7 +55,7 @@ class AnnotationFile:
         return judge(self.path, self.use, self._found())
 
     def _found(self) -> Found:
-        checks = {'images': self._image, 'categories': self._category}
+        checks: dict[str, Callable[..., Found]] = {'images': self._image, 'categories': self._category}
         there = set()
         try:
             for key, value in json_entries(self.path):
@@ -79,10 +79,11 @@ class AnnotationFile:
         ids: set[int] = set()
         for key, value in json_entries(self.path):
             if key == 'annotations' and isinstance(value, Iterator):
-                yield from _each(key, value, lambda *item: self._annotation(*item, ids))
+                yield from _each(key, value, lambda annotation, item: self._annotation(annotation, item, ids))
 
     def _image(self, image: dict, item: str) -> Found:
-        number, name, width, height = (image.get(key) for key in ('id', 'file_name', 'width', 'height'))
+        entries: list[Any] = [image.get(key) for key in ('id', 'file_name', 'width', 'height')]
+        number, name, width, height = entries
         if not _is_id(number):
             yield 'malformed id', item, _entry(image, 'id')
             return
@@ -113,7 +114,8 @@ class AnnotationFile:
 
     def _annotation(self, annotation: dict, item: str, ids: set[int]) -> Found:
         self.annotations += 1
-        number, image_id, category = (annotation.get(key) for key in ('id', 'image_id', 'category_id'))
+        ids_of: list[Any] = [annotation.get(key) for key in ('id', 'image_id', 'category_id')]
+        number, image_id, category = ids_of
         if not (_is_whole(number) and _is_id(image_id) and _is_id(category)):
             entries = [_entry(annotation, key) for key in ('id', 'image_id', 'category_id')]
             yield 'malformed id', item, ', '.join(entries)
@@ -173,7 +175,7 @@ def _check_box(annotation: dict, item: str, image: Image) -> Found:
 
 
 def _check_numbers(annotation: dict, item: str) -> Found:
-    area = annotation.get('area')
+    area: Any = annotation.get('area')
     if not _are_numbers([area]):
         yield 'no area', item, _entry(annotation, 'area')
     elif area != area:

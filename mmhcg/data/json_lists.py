@@ -59,11 +59,15 @@ class _Text:
 
     def peek(self) -> str:
         """The next character that is no space; an empty string at the end."""
-        self.at = _spaces.match(self.buffer, self.at).end()
+        self._pass_spaces()
         while self.at == len(self.buffer) and not self.ended:
             self._read_on()
-            self.at = _spaces.match(self.buffer, self.at).end()
+            self._pass_spaces()
         return self.buffer[self.at : self.at + 1]
+
+    def _pass_spaces(self) -> None:
+        if found := _spaces.match(self.buffer, self.at):  # always, if only an empty one
+            self.at = found.end()
 
     def take(self, expected: str) -> str:
         """The next character that is no space, which has to be one of those expected."""

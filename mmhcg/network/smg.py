@@ -80,8 +80,9 @@ class SMG(nn.Module):
     def _excite(self, *maps: Tensor) -> Tensor:
         norms = (self.norm1, self.norm2)
         if self.norm1 is not None and all(map(is_affine, norms)) and kernels.usable(maps[0]):
-            affine, conv = running_affine(self.norm1), folded(self.conv1, self.norm2)
-            hidden = kernels.squeeze(maps, *affine, *conv)  # (N, mid, H, W)
+            hidden = kernels.squeeze(  # (N, mid, H, W)
+                maps, *running_affine(self.norm1), *folded(self.conv1, self.norm2)
+            )
         else:
             hidden = self._recomputed('squeezed', self._squeeze, *maps)
             hidden = F.relu(hidden)  # in place of a view its gradient would be copied

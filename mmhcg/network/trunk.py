@@ -109,7 +109,7 @@ class Trunk(nn.Module):
 
         self.stem = build_stem(variant, in_channels, norm)
         channels = (variant.stem_channels, *variant.stage_channels)
-        options = dict(norm=norm, gate_norm=gate_norm, with_cp=with_cp, drop_block=drop_block)
+        options: dict[str, Any] = dict(norm=norm, gate_norm=gate_norm, with_cp=with_cp, drop_block=drop_block)
         self.stages = nn.ModuleList(
             Stage(channels[i], variant.blocks[i], variant.growth_rates[i], first=i == 0, **options)
             for i in range(self.out_indices[-1] + 1)

@@ -22,6 +22,8 @@ class SafeCheckpointHook(CheckpointHook):
     So there must be room for one more than `max_keep_ckpts`.
     """
 
+    file_backend: Any
+
     def before_train(self, runner: Runner) -> None:
         """As the parent's, which also deletes what a run could not delete any more when it was killed."""
         super().before_train(runner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_from_file
@@ -16,7 +17,7 @@ ROWS = 12  # of the two lists side by side
 OTHER_HEADS = {'rpn_head', 'semantic_head', 'head', 'track_head'}
 
 
-def classes_of(where: str, dataset: ConfigDict, cls: type) -> list[str]:
+def classes_of(where: str, dataset: ConfigDict, cls: Any) -> list[str]:
     """The classes of a dataset: those in the config, else those of its type; UserError for a bare string."""
     classes = (dataset.get('metainfo') or {}).get('classes') or cls.METAINFO.get('classes') or ()
     if not isinstance(classes, str):

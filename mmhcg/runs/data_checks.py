@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmengine.config import Config, ConfigDict
 from mmengine.utils import is_abs
@@ -134,10 +134,10 @@ def _readers(cfg: Config, mode: str) -> Iterator[Reader]:
             check_heads(cfg, where, classes)
         if panoptic or (mode != 'train' and not scoring):  # a test set need not have annotations
             use = Use.IMAGES
-        folder = _below_root(dataset, (dataset.get('data_prefix') or {}).get('img', ''))
+        images = _below_root(dataset, (dataset.get('data_prefix') or {}).get('img', ''))
         # Which images `indices` leaves is MMEngine's to know.
-        if dataset.get('indices') is not None or '://' in folder or not _reads_files(dataset):
-            folder = None
+        elsewhere = dataset.get('indices') is not None or '://' in images or not _reads_files(dataset)
+        folder = None if elsewhere else images
         drops_empty = bool((dataset.get('filter_cfg') or {}).get('filter_empty_gt') and use & OBJECTS)
         yield Reader(where, path, use, classes, folder, drops_empty and not dataset.get('test_mode'))
         if panoptic:  # things alone are scored by CocoMetric, in a file that has no stuff
@@ -148,7 +148,7 @@ def _readers(cfg: Config, mode: str) -> Iterator[Reader]:
         if coco and path and not metric.get('sort_categories'):
             use = Use.IMAGES
             if metric in scoring:
-                scored = metric.get('metric', 'bbox')
+                scored: Any = metric.get('metric', 'bbox')
                 use = Use.SCORE | Use.SCORE_MASKS if 'segm' in scored else Use.SCORE
             yield Reader(f'{mode}_evaluator', path, use, classes)
 
@@ -175,17 +175,17 @@ def _is_local(part: ConfigDict) -> bool:
     return (part.get('backend_args') or {}).get('backend', 'local') == 'local'
 
 
-def _class_of(part: ConfigDict, registry: object) -> type | None:
+def _class_of(part: ConfigDict, registry: Any) -> Any:
     kind = part.get('type')
     return registry.get(kind) if isinstance(kind, str) else kind
 
 
 def _annotation_path(part: ConfigDict) -> str | None:
     """The file on a local disk that a dataset or metric reads, if it is there that it looks for one."""
-    path = _below_root(part, part.get('ann_file') or None)
+    name = part.get('ann_file')
+    path = _below_root(part, name) if name else ''
     return path if path and _is_local(part) and '://' not in path else None
 
 
-def _below_root(dataset: ConfigDict, name: str | None) -> str | None:
-    root = dataset.get('data_root') or ''
-    return name if name is None or is_abs(name) else os.path.join(root, name)
+def _below_root(dataset: ConfigDict, name: str) -> str:
+    return name if is_abs(name) else os.path.join(dataset.get('data_root') or '', name)

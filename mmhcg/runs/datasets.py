@@ -58,7 +58,8 @@ def move_data(cfg: Config, data_root: str, cfg_options: dict[str, Any] | None = 
 
 def _move_coco(cfg: Config, data_root: str) -> None:
     for mode, split in SPLITS.items():
-        annotation, old_roots = f'annotations/instances_{split}.json', {cfg.get('data_root')}
+        annotation: Any = f'annotations/instances_{split}.json'
+        old_roots = {cfg.get('data_root')}
         for number, dataset in enumerate(leaf_datasets(cfg, mode)):
             old_root = dataset.get('data_root')
             old_roots.add(old_root)

@@ -63,7 +63,7 @@ def run_demo(
     pictures = work_dir / 'pictures'
     with predictions.open('rb') as file:
         draw_pictures(pickle.load(file), data, pictures, PICTURES)
-    scores = {name.removeprefix('coco/'): value for name, value in found.items()}
+    scores: dict[str, Any] = {name.removeprefix('coco/'): value for name, value in found.items()}
     steps = dict(data=made - started, train=trained - made, test=tested - trained, all=time.time() - started)
     seconds = {step: round(duration, 1) for step, duration in steps.items()}
     scores.update(seed=seed, iterations=runner.iter, seconds=seconds)

@@ -83,11 +83,11 @@ class FiniteTraining(Hook):
         if norm is not None and math.isfinite(norm):
             self._skipped = 0
             return
-        if scaler is None and norm is None:  # a model that does not step in every iteration
-            return
         if scaler is None:
-            fault = f'the losses of this process are finite, but the norm of the gradients is {float(norm)}'
-            _stop(runner, fault, data_batch)
+            if norm is not None:  # a model may not step in every iteration
+                fault = 'the losses of this process are finite, but the norm of the gradients is'
+                _stop(runner, f'{fault} {float(norm)}', data_batch)
+            return
         self._skipped += 1
         if self._skipped >= self.max_skipped:
             fault = f'the gradients were not finite in {self._skipped} steps on end, all of them skipped'

@@ -17,7 +17,7 @@ from mmhcg.runs.processes import is_first
 try:
     import fcntl
 except ImportError:  # Windows, where nothing keeps a second run out
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 NAME = '.run.lock'
 _ours: set[str] = set()

@@ -23,17 +23,18 @@ def check_backbone(cfg: Config) -> type:
         UserError: the config has no model or no backbone, or its framework knows no backbone of that name.
     """
     name = cfg.filename or 'the config'
-    backbone = detector_of(cfg).get('backbone')
+    backbone: Any = detector_of(cfg).get('backbone')
     if not isinstance(backbone, dict) or 'type' not in backbone:
         raise UserError(
             f"{name} has no `model.backbone` with a `type`, e.g. dict(type='mmhcg.HCGNet', arch='b')"
         )
-    if isinstance(backbone.type, type):
-        return backbone.type
+    kind = backbone['type']
+    if isinstance(kind, type):
+        return kind
     framework = 'mmpretrain' if is_classifier(cfg) else 'mmdet'
-    found = import_module(f'{framework}.registry').MODELS.get(backbone.type)
+    found = import_module(f'{framework}.registry').MODELS.get(kind)
     if found is None:
-        raise UserError(f'{name}: model.backbone.type={backbone.type!r} is not registered')
+        raise UserError(f'{name}: model.backbone.type={kind!r} is not registered')
     return found
 
 

@@ -127,7 +127,7 @@ def _is_hcgnet(backbone: ConfigDict) -> bool:
     return str(getattr(backbone.type, '__name__', backbone.type)).endswith('HCGNet')
 
 
-def _accepts(cls: type, option: str) -> bool:
+def _accepts(cls: Any, option: str) -> bool:
     """Whether a constructor takes the option, by itself or by passing `**kwargs` on to its parent."""
     for base in cls.__mro__:
         parameters = inspect.signature(base.__init__).parameters

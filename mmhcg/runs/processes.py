@@ -11,7 +11,7 @@ RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RAN
 
 def is_first(launcher: str | None) -> bool:
     """Whether it is the first, or the only one."""
-    return int(os.environ.get(RANKS.get(launcher, ''), 0)) == 0
+    return int(os.environ.get(RANKS.get(launcher or '', ''), 0)) == 0
 
 
 def leave_group() -> None:

@@ -23,7 +23,7 @@ class RunStateHook(Hook):
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] = {}
-        self._before_val: dict[str, Any] | None = None
+        self._before_val: dict[str, Any] = {}
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add `run_state`: numbers, tuples and tensors, as `torch.load(weights_only=True)` wants them."""
@@ -59,7 +59,7 @@ class RunStateHook(Hook):
     def after_val(self, runner: Runner) -> None:
         """Take them up."""
         set_random_state(self._before_val)
-        self._before_val = None
+        self._before_val = {}
 
 
 def _seen(state: dict[str, Any], runner: Runner) -> int:

@@ -25,6 +25,11 @@ class SafeRunner(Runner):
     the same class, loops and data loaders of its own.
     """
 
+    # MMEngine's
+    _resume: bool
+    _load_from: str | None
+    _randomness_cfg: dict[str, Any]
+
     start_is_settled = False  # what to resume, by whoever built this one
 
     def train(self) -> nn.Module:
@@ -46,7 +51,7 @@ class SafeRunner(Runner):
             if self.rank == 0:
                 for leftover in glob(os.path.join(escape(self.work_dir), f'*{UNFINISHED}')):
                     os.remove(leftover)
-                if self._resume:
+                if self._resume and self._load_from:
                     point_at(self.work_dir, self._load_from)
             try:
                 return super().train()

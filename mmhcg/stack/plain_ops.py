@@ -37,7 +37,8 @@ def softnms(
     Writes boxes and decayed scores, best first, to the first rows of `dets` (K, 5); returns their indices.
     What falls below `min_score` is dropped, but as in mmcv never the best. mmcv calls this on the CPU.
     """
-    left, scores, kept = torch.arange(len(boxes), device=boxes.device), scores.clone(), []
+    left, scores = torch.arange(len(boxes), device=boxes.device), scores.clone()
+    kept: list[Tensor] = []
     while len(left):
         top = int(scores[left].argmax())
         best, left = left[top], torch.cat((left[:top], left[top + 1 :]))

@@ -6,7 +6,7 @@ Letters in shapes: N images, K RoIs, C channels, (H, W) map, (P, Q) bins in a Ro
 """
 
 from itertools import product
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +132,7 @@ def _bilinear(plane: Tensor, points: Tensor) -> Tensor:
 
 
 def deform_roi_pool_forward(
-    input: Tensor, rois: Tensor, offset: Tensor, output: Tensor, **sizes: float
+    input: Tensor, rois: Tensor, offset: Tensor, output: Tensor, **sizes: Any
 ) -> None:
     """Mean of each bin, moved by its offset, of the map `input` (N, C, H, W), into `output` (K, C, P, Q)."""
     feat = full(input)
@@ -146,17 +146,17 @@ def deform_roi_pool_backward(
     offset: Tensor,
     grad_input: Tensor,
     grad_offset: Tensor,
-    **sizes: float,
+    **sizes: Any,
 ) -> None:
     """Gradients of `deform_roi_pool_forward` with respect to input and offset.
 
     They are the derivatives. For samples outside the map's outermost cells mmcv's offsets get another one.
     """
     rois = rois.to(full(input))
+    tensors, results = [input], [grad_input]
     if offset.numel():
-        tensors, results = (input, offset), (grad_input, grad_offset)
-    else:
-        tensors, results = (input,), (grad_input,)
+        tensors.append(offset)
+        results.append(grad_offset)
 
     def pool(feat: Tensor, moved: Tensor = offset) -> Tensor:
         return _deform_roi_pool(feat, rois, moved, **sizes)

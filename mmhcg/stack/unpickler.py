@@ -43,7 +43,9 @@ def restricted_pickle(objects: Sequence[Any]) -> SimpleNamespace:
         if not any(function is item for item in allowed.values()):
             raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {function}')
 
-    class Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be overridden
+    steps: Any = pickle._Unpickler  # the one in Python, whose steps can be overridden
+
+    class Unpickler(steps):
         def find_class(self, module: str, name: str) -> Any:
             if f'{module}.{name}' not in allowed:
                 raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {module}.{name}')
@@ -64,7 +66,7 @@ def restricted_pickle(objects: Sequence[Any]) -> SimpleNamespace:
     # the other instructions that call something; torch.save never writes them
     unused = (pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4)
     Unpickler.dispatch = {
-        **{code: step for code, step in pickle._Unpickler.dispatch.items() if bytes([code]) not in unused},
+        **{code: step for code, step in steps.dispatch.items() if bytes([code]) not in unused},
         pickle.REDUCE[0]: Unpickler.load_reduce,
         pickle.NEWOBJ[0]: Unpickler.load_newobj,
         pickle.BUILD[0]: Unpickler.load_build,
@@ -79,7 +81,8 @@ def restricted_pickle(objects: Sequence[Any]) -> SimpleNamespace:
 class _StandIn(dict):
     """Whatever a pickle names or makes, which has only to bear what the unpickler does to it."""
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:  # type: ignore[override]  # as a key of a dict
+        return id(self)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()

@@ -146,8 +146,8 @@ def norm_of(backbone: ConfigDict) -> dict[str, Any]:
 
     Whether its parameters learn is kept, too; numbers such as `eps` belong to the weights and are not.
     """
-    old = backbone.get('norm_cfg') or {}
-    kind = old.get('type')
+    old: dict[str, Any] = backbone.get('norm_cfg') or {}
+    kind: Any = old.get('type')
     kind = NORMS.get(getattr(kind, '__name__', kind), 'BN')  # a class in pure-Python configs
-    groups = dict(num_groups=old.num_groups) if kind == 'GN' else {}
+    groups = dict(num_groups=old['num_groups']) if kind == 'GN' else {}
     return dict(type=kind, **groups, requires_grad=old.get('requires_grad', True))

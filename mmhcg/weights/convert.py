@@ -141,7 +141,7 @@ def restore_checkpoint(src: str | Path, kind: str = 'auto') -> tuple[dict[str, T
     """
     entries = read_entries(src)
     kind, found = _check_layout(src, entries, 'ours', kind)
-    taken, left_over = entries, ()
+    taken, left_over = entries, tuple[str, ...]()
     if kind == 'classification' and found == 'detection':
         left_over = tuple(name for name in entries if not name.startswith('backbone.'))
         taken = {name.removeprefix('backbone.'): entries[name] for name in entries if name not in left_over}
@@ -194,8 +194,8 @@ def _check_layout(src: str | Path, entries: Mapping[str, Tensor], wanted: str, k
 
 def _check_classifier(src: str | Path, entries: Mapping[str, Tensor], channels: int) -> None:
     """It may be left over, but one that does not belong to the trunk casts doubt on the whole file."""
-    weight, bias = map(entries.get, CLASSIFIER)
-    fits = weight is not None and bias is not None and weight.is_floating_point() and bias.is_floating_point()
+    weight, bias = (entries.get(name, torch.empty(0, dtype=torch.int)) for name in CLASSIFIER)
+    fits = weight.is_floating_point() and bias.is_floating_point()
     if not fits or weight.shape != (_rows(src, entries, 'classifier.bias', 0), channels):
         found = {
             name: (*entries[name].shape, str(entries[name].dtype)) for name in CLASSIFIER if name in entries

@@ -122,7 +122,8 @@ def table(kind: str, arch: str, classes: int) -> dict[str, tuple[str, Tensor]]:
 
 def _mask_rcnn_heads(channels: tuple[int, ...], classes: int) -> Iterator[tuple[str, tuple[str, Tensor]]]:
     """Neck and heads. MMDetection 1 had what is below `roi_head.` today at the top level."""
-    shapes = {f'neck.lateral_convs.{i}.conv': (256, c, 1, 1) for i, c in enumerate(channels)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    shapes.update({f'neck.lateral_convs.{i}.conv': (256, c, 1, 1) for i, c in enumerate(channels)})
     shapes.update({f'neck.fpn_convs.{i}.conv': (256, 256, 3, 3) for i in range(len(channels))})
     shapes['rpn_head.rpn_conv'] = (256, 256, 3, 3)
     shapes['rpn_head.rpn_cls'] = (3, 256, 1, 1)

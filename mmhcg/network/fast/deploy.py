@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from mmhcg.network.attention import fold, unfold
 from mmhcg.network.fast import is_compiling, kernels
-from mmhcg.network.fast.affine import running_affine
+from mmhcg.network.fast.affine import is_affine, running_affine
 from mmhcg.network.fast.onednn import pointwise
 from mmhcg.network.gates import ForgetGate, UpdateGate
 from mmhcg.network.layers import ConvNormAct
@@ -80,21 +80,21 @@ class DeployedStage(nn.Module):
         if self.transition is None:
             maps[:, :channels].copy_(feat)
         else:
-            _fuse(*first, out=maps[:, :channels])
+            _fuse(first, maps[:, :channels])
         for module in self.block:
             update, forget, feat = module(maps[:, :channels])
             end = channels + feat.shape[1]
-            _fuse(update, forget, feat, out=maps[:, channels:end])
+            _fuse((update, forget, feat), maps[:, channels:end])
             channels = end
         return F.relu(self.norm(maps), inplace=True)
 
 
-def _fuse(update: Tensor, forget: Tensor, feat: Tensor, out: Tensor) -> None:
-    """Write f X' + v to `out`."""
+def _fuse(terms: tuple[Tensor, ...], out: Tensor) -> None:
+    """Write f X' + v to `out`, of v, f and X'."""
     if is_compiling():  # which refuses to write to a slice, but leaves out the copy
-        out.copy_(torch.addcmul(update, forget, feat))
+        out.copy_(torch.addcmul(*terms))
     else:
-        torch.addcmul(update, forget, feat, out=out)
+        torch.addcmul(*terms, out=out)
 
 
 class DeployedSMG(nn.Module):
@@ -139,8 +139,8 @@ class DeployedGates(nn.Module):
     def __init__(self, update: UpdateGate, forget: ForgetGate) -> None:
         super().__init__()
         pools, like = (update.pool3, update.pool5), forget.squeeze.weight
-        bounds = zip(*(_Bounds.of(pool.norm, like) for pool in pools))
-        bounds = _Bounds(*map(torch.stack, bounds))  # (2, C) each
+        each = (_Bounds.of(pool.norm, like) for pool in pools)
+        bounds = _Bounds(*map(torch.stack, zip(*each)))  # (2, C) each
         kernel = torch.stack([pool.kernel for pool in pools]).double()  # (2, 9, C)
         project = torch.stack([pool.project.weight.flatten() for pool in pools]).double()[:, None]
         gained = kernel * bounds.gain[:, None]
@@ -154,8 +154,9 @@ class DeployedGates(nn.Module):
         self.register_buffer('threshold', bounds.threshold[:, None].to(like))  # (2, 1, C)
 
         # For the Triton kernels, which need no bounds.
-        affine = map(torch.stack, zip(*(_affine(pool.norm) for pool in pools)))
-        branches = kernels.branches(*affine, kernel * project, forget.pool.project.weight.flatten().double())
+        scale, shift = map(torch.stack, zip(*(_affine(pool.norm) for pool in pools)))
+        last = forget.pool.project.weight.flatten().double()
+        branches = kernels.branches(scale, shift, kernel * project, last)
         kernel = torch.cat((F.pad(torch.ones_like(kernel[:1, :1]), (0, 0, 4, 4)), kernel))
         for name, value in zip(('scale', 'shift', 'rows', 'kernel'), (*branches, kernel)):
             self.register_buffer(f'branch_{name}', value.float())
@@ -166,8 +167,8 @@ class DeployedGates(nn.Module):
             (layer.weight.double(), layer.bias.double())
             for layer in (update.expand3, update.expand5, forget.expand)
         )
-        self.squeeze = _side_by_side(*hidden, like=like)
-        self.expand = _side_by_side([a - b for a, b in zip(expand3, expand5)], expand, like=like)
+        self.squeeze = _side_by_side(hidden[0], hidden[1], like)
+        self.expand = _side_by_side([a - b for a, b in zip(expand3, expand5)], expand, like)
 
     def forward(self, feat: Tensor) -> tuple[Tensor, Tensor]:
         dtype = self.squeeze.weight.dtype
@@ -237,10 +238,9 @@ class _Bounds(NamedTuple):
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """`running_affine` in float64; a ValueError where there is none."""
-    affine = running_affine(deepcopy(norm).double())
-    if affine is None:
+    if not is_affine(norm):
         raise ValueError(f'only a BatchNorm with running statistics can be deployed, not {norm}')
-    return affine
+    return running_affine(deepcopy(norm).double())
 
 
 def _rounded(value: Tensor, like: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,20 +33,14 @@ class PooledSums(Function):
     @once_differentiable
     def backward(ctx: Any, grad_sums: Tensor, grad_context: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast(grad_sums.device.type, enabled=False):
-            return _gradients(*ctx.saved_tensors, grad_sums, grad_context)
+            return _gradients(ctx.saved_tensors, grad_sums, grad_context)
 
 
 def _gradients(
-    feat: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    rows: Tensor,
-    project: Tensor,
-    attention: Tensor,
-    grad_sums: Tensor,
-    grad_context: Tensor,
-) -> tuple[Tensor, ...]:
-    """Of feat, scale, shift, rows and project."""
+    saved: Sequence[Tensor], grad_sums: Tensor, grad_context: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of X, scale, shift, rows and project."""
+    feat, scale, shift, rows, project, attention = saved
     own = feat.to(rows.dtype)
     excited, flat, size = _excited(own, scale, shift), own.flatten(2), feat.shape[2:]
     grad_logits = torch.cat((*fold(grad_sums @ excited, size), grad_context[:, None] @ flat), 1)
