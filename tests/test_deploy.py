@@ -100,7 +100,7 @@ def test_a_detector_is_copied_and_its_backbone_replaced():
 
 
 def test_what_cannot_be_deployed_is_named():
-    with pytest.raises(ValueError, match='Conv2d has no HCGNet in it'):
+    with pytest.raises(ValueError, match='Conv2d has no HCGNet in it that is not deployed'):
         deploy(nn.Conv2d(3, 3, 1))
     with pytest.raises(ValueError, match='not GroupNorm'):
         deploy(HCGNet('b', norm_cfg=dict(type='GN', num_groups=32)))

@@ -55,7 +55,7 @@ def test_a_map_smaller_than_the_square_is_dropped_whole_or_not():
 
 @pytest.mark.parametrize('wrong', [dict(block_size=0), dict(block_size=2, probability=1.0)])
 def test_impossible_options_are_refused(wrong):
-    with pytest.raises(ValueError, match='no DropBlock of size'):
+    with pytest.raises(ValueError, match='no DropBlock of block_size'):
         DropBlock(**wrong)
 
 

@@ -33,7 +33,7 @@ def unfold(maps: Tensor, size: torch.Size) -> Tensor:
 
 
 def attend(feat: Tensor, excited: Tensor, rows: Tensor, project: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """S of both kernels and of the forget gate, the kernels' sum_q S_q-k Y_q, and the forget gate's z.
+    """The three softmaxes S, the sums over q of S_q-k Y_q for both kernels, and the forget gate's context z.
 
     Args:
         feat: X, (N, C, H, W).

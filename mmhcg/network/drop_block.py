@@ -15,13 +15,13 @@ class DropBlock(nn.Module):
 
     Args:
         block_size: Side of a square.
-        probability: That a number is dropped. `DropBlockSchedule` of `mmhcg.runs` sets it while training.
+        probability: That a value is dropped. `DropBlockSchedule` of `mmhcg.runs` sets it while training.
     """
 
     def __init__(self, block_size: int, probability: float = 0.0) -> None:
         super().__init__()
-        if block_size < 1 or not 0 <= probability < 1:
-            raise ValueError(f'no DropBlock of size {block_size} with probability {probability}')
+        if not isinstance(block_size, int) or block_size < 1 or not 0 <= probability < 1:
+            raise ValueError(f'no DropBlock of block_size {block_size} with probability {probability}')
         self.block_size = block_size
         self.probability = probability
 
@@ -32,7 +32,7 @@ class DropBlock(nn.Module):
         corners = [side - size + 1 for side in feat.shape[2:]]  # squares lie inside the map
         positions = feat.shape[2] * feat.shape[3] / (corners[0] * corners[1])
         seeds = feat.new_empty((*feat.shape[:2], *corners))
-        seeds.bernoulli_(min(self.probability / size**2 * positions, 1.0))  # the paper's gamma
+        seeds.bernoulli_(self.probability / size**2 * positions)  # the paper's gamma
         dropped = F.max_pool2d(F.pad(seeds, [size - 1] * 4), size, stride=1)
         kept = 1 - dropped
         return feat * kept * (kept.numel() / kept.sum(dtype=torch.float32).clamp(min=1)).to(feat.dtype)

@@ -18,7 +18,7 @@ from mmhcg.network.layers import Norm
 
 
 class AttentionPool(nn.Module):
-    """The forget gate's projection w, whose logits weight positions. `contexts` computes with it."""
+    """The forget gate's projection w, whose logits weight positions. It has no forward: see `contexts`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -26,9 +26,10 @@ class AttentionPool(nn.Module):
 
 
 class ExcitedAttentionPool(nn.Module):
-    """Norm, depthwise kernel K and projection w of one of the update gate's two ways to see the map.
+    """Parameters of one of the update gate's two pools: norm, depthwise kernel K and projection w.
 
-    Attention pooling of the excited map `depthwise(ReLU(norm(feat)))`. `contexts` computes with it.
+    Attention pooling of the excited map `depthwise(ReLU(norm(feat)))`, which `contexts` does for all pools at
+    once: it has no forward of its own.
     """
 
     def __init__(self, channels: int, *, dilation: int, norm: Norm) -> None:

@@ -29,10 +29,3 @@ class ConvNormAct(nn.Module):
     def forward(self, feat: Tensor) -> Tensor:
         feat = conv_norm(feat, self.conv, self.norm)
         return F.relu(feat, inplace=True) if self.act else feat
-
-
-class MaxPoolAct(nn.MaxPool2d):
-    """Max-pool of ReLU. The two commute, and after the pool there is a quarter of the map."""
-
-    def forward(self, feat: Tensor) -> Tensor:
-        return F.relu(super().forward(feat), inplace=True)

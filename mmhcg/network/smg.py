@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Callable
 
 import torch
@@ -22,8 +23,8 @@ class SMG(nn.Module):
     The squeeze cell makes X'; the forget gate says how much of it stays (f), the update gate what is added
     (v): O = f X' + v. Paper, section 3.
 
-    The input comes as the maps that are concatenated to it, so that all modules of a block keep the same ones
-    for the backward pass, and none a concatenation of its own.
+    It takes a block's maps separately and concatenates them itself, so that all modules of the block save the
+    same maps for the backward pass, and none a concatenation of its own.
 
     Args:
         in_channels: Cin.
@@ -33,8 +34,7 @@ class SMG(nn.Module):
         reduction: r, how much narrower the gates' hidden layers are.
         stride: Stride of the 3x3 convolution.
         activated: The input has been through norm and ReLU already.
-        with_cp: Keep nothing but the input for the backward pass, and X' where it is small, instead of three
-            maps.
+        with_cp: Save only the input for the backward pass, and X' where it is small; recompute the rest.
         norm: Makes the norms on maps (N, C, H, W).
         gate_norm: Makes the norms inside the gates, on (N, C).
     """
@@ -71,7 +71,8 @@ class SMG(nn.Module):
     def _forward(self, *maps: Tensor) -> Tensor:
         feat = self._recomputed('excited', self._excite, *maps)  # X'
         is_lean = self.recomputes == 'module' or has_closed_form(self.update)
-        update, forget = self._gates(feat) if is_lean else recompute(self, self._gates, feat)
+        gates = partial(gate_shares, partial(run_gates, self.update, self.forget))
+        update, forget = gates(feat) if is_lean else recompute(self, gates, feat)
         return torch.addcmul(update, forget, feat)
 
     def _recomputed(self, what: str, function: Callable, *maps: Tensor) -> Tensor:
@@ -93,9 +94,6 @@ class SMG(nn.Module):
         if self.norm1 is not None:
             feat = F.relu(self.norm1(feat), inplace=True)
         return conv_norm(feat, self.conv1, self.norm2)
-
-    def _gates(self, feat: Tensor) -> tuple[Tensor, Tensor]:
-        return gate_shares(lambda feat: run_gates(self.update, self.forget, feat), feat)
 
 
 def gate_shares(gates: Callable, feat: Tensor) -> tuple[Tensor, Tensor]:

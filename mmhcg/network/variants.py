@@ -72,8 +72,8 @@ def get_variant(arch: str | Mapping) -> Variant:
             raise ValueError(
                 f'arch={dict(arch)} must have blocks and growth_rates, and may have stem: {error}'
             ) from None
-    if not isinstance(arch, str) or arch.lower() not in VARIANTS:
+    if not isinstance(arch, str) or arch not in VARIANTS:
         raise ValueError(
             f'arch must be one of {", ".join(VARIANTS)} or dict(blocks=..., growth_rates=...), not {arch!r}'
         )
-    return VARIANTS[arch.lower()]
+    return VARIANTS[arch]

@@ -42,7 +42,8 @@ def deploy(model: nn.Module) -> nn.Module:
     It is made for the precision that the model has: convert the model first, not the copy.
 
     Raises:
-        ValueError: There is no HCGNet in it, or its norms are no BatchNorms with running statistics.
+        ValueError: It has no HCGNet that is not deployed yet, or whose norms are not BatchNorms with running
+            statistics.
     """
     model = deepcopy(model).eval().requires_grad_(False)
     kinds = {Stage: DeployedStage, ConvNormAct: _deployed_conv}
@@ -53,7 +54,7 @@ def deploy(model: nn.Module) -> nn.Module:
         if type(child) in kinds
     ]
     if not found:
-        raise ValueError(f'{type(model).__name__} has no HCGNet in it')
+        raise ValueError(f'{type(model).__name__} has no HCGNet in it that is not deployed yet')
     for parent, name, child in found:
         setattr(parent, name, kinds[type(child)](child))
     return model
@@ -67,6 +68,10 @@ class DeployedStage(nn.Module):
         self.transition = None if stage.transition is None else DeployedSMG(stage.transition)
         self.block = nn.ModuleList(map(DeployedSMG, stage.block))
         self.norm = stage.norm
+
+    def train(self, mode: bool = True) -> DeployedStage:
+        """It stays in inference mode, whatever the mode."""
+        return super().train(False)
 
     def forward(self, feat: Tensor) -> Tensor:
         first = (feat,) if self.transition is None else self.transition(feat)

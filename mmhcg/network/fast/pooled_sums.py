@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from mmhcg.network.attention import attend, fold, unfold
 
@@ -17,7 +16,7 @@ class PooledSums(Function):
     """`apply(feat, scale, shift, rows, project)`: `attend` without S, for Y = ReLU(scale X + shift).
 
     Kept for the backward pass are X, in its own precision, and S. Scale and shift are (2, C). It computes in
-    the precision of all but X.
+    the precision of all but X. Second derivatives are automatic, of `attend`.
     """
 
     @staticmethod
@@ -30,10 +29,16 @@ class PooledSums(Function):
         return tuple(sums)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_sums: Tensor, grad_context: Tensor) -> tuple[Tensor, ...]:
-        with torch.autocast(grad_sums.device.type, enabled=False):
-            return _gradients(ctx.saved_tensors, grad_sums, grad_context)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        feat, scale, shift, rows, project, _ = ctx.saved_tensors
+        with torch.autocast(feat.device.type, enabled=False):
+            if not torch.is_grad_enabled():
+                return _gradients(ctx.saved_tensors, *grads)
+            own = feat.to(rows.dtype)
+            _, *sums = attend(own, _excited(own, scale, shift), rows, project)
+            inputs = [t for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad) if needed]
+            found = iter(torch.autograd.grad(sums, inputs, grads, create_graph=True))
+            return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
 
 
 def _gradients(

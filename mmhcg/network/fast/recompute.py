@@ -16,8 +16,8 @@ from mmhcg.network.fast import is_compiling
 def recompute(module: nn.Module, function: Callable[..., Any], *maps: Tensor) -> Any:
     """`function(*maps)`, a part of `module`, which keeps nothing but the maps for the backward pass.
 
-    There it runs once more, up to the last tensor that is needed: a last convolution does not. Where norms
-    learn, compilers keep what they see fit, for they cannot leave running statistics out of a second run.
+    The backward pass runs it again only up to the last tensor that it needs, so a final convolution is not
+    repeated. Where norms learn, compilers keep what they see fit: they would count running statistics twice.
     """
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in (*maps, *module.parameters()))):
         return function(*maps)

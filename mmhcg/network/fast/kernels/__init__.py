@@ -1,8 +1,8 @@
 """What dominates on CUDA, as Triton programs: two functions with gradients, and when they are used.
 
 They are used with MMHCG_KERNELS=1 in the environment, or within `enabled()`, for they have run in Triton's
-interpreter, and on no GPU yet. Without that, without Triton, on CPUs, for float64, and under compilers (which
-fuse for themselves) it runs its plain formulation, which `smg.py` and `gates.py` call beside them.
+interpreter, and on no GPU yet. Otherwise (no Triton, CPU, float64, `torch.compile`, which fuses by itself)
+the network runs the PyTorch operators that `smg.py` and `gates.py` have beside them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mmhcg.network.fast import is_compiling
@@ -127,8 +126,8 @@ class _Squeeze(Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
+        _refuse_second_derivatives()
         scale, shift, weight, bias, out, *maps = ctx.saved_tensors
         source = Source(maps, scale, shift)
         grad = torch.ops.aten.threshold_backward(grad.contiguous(memory_format=source.format), out, 0)
@@ -154,8 +153,8 @@ class _BranchSums(Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
+        _refuse_second_derivatives()
         feat, scale, shift, rows, attention = ctx.saved_tensors
         source, grad = Source([feat], scale, shift, pooled=True), grad.contiguous()
         grad_logits = source.folded(grad)
@@ -164,3 +163,9 @@ class _BranchSums(Function):
         weights = torch.cat((grad, rows.expand_as(grad)), 2)  # (N, 3, 18, C)
         grad_feat, affine = source.spread(torch.stack((attention, grad_logits), 2), weights)
         return (grad_feat, *affine, grad_rows)
+
+
+def _refuse_second_derivatives() -> None:
+    # Not by `once_differentiable`, whose error `torch.autograd.grad` may pass by.
+    if torch.is_grad_enabled():
+        raise RuntimeError('the kernels have first derivatives alone: MMHCG_KERNELS=0 for create_graph=True')

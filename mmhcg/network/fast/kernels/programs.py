@@ -37,9 +37,9 @@ def _dot(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def _tile(maps, channels, rows, tile, ALIGN_C: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The tile-th block of channels, of one map: the map, its row and width, the block's first channel in it,
+    """The tile-th block of channels, all of one map.
 
-    and the map's first channel in the concatenation.
+    Returns the map, its row and width, the block's first channel in it, and the map's in the concatenation.
     """
     pointer, row, width = maps[0], rows[0], channels[0]
     start, before = 0, 0

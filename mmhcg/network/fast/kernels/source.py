@@ -11,7 +11,7 @@ from torch import Tensor
 
 BLOCK_P = 64  # positions that a program sees at once
 PROGRAMS = 512  # to spread sums over: a few for each multiprocessor
-observers: list[Callable[[tuple], None]] = []  # are told the arguments of every launch
+observers: list[Callable[[tuple], None]] = []  # are called with the arguments of every launch
 
 
 class Source:
