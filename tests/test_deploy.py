@@ -99,8 +99,20 @@ def test_a_detector_is_copied_and_its_backbone_replaced():
         assert relative_error(got, wanted) < 1e-5
 
 
+def test_training_mode_changes_nothing():
+    model, image = (
+        deploy(Trunk(dict(blocks=(1, 1), growth_rates=(8, 12)))),
+        image_of(2, (33, 57), torch.float32),
+    )
+    wanted, state = outputs(model, image), {key: value.clone() for key, value in model.state_dict().items()}
+    assert all(map(torch.equal, outputs(model.train(), image), wanted))
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
 def test_what_cannot_be_deployed_is_named():
     with pytest.raises(ValueError, match='Conv2d has no HCGNet in it that is not deployed'):
         deploy(nn.Conv2d(3, 3, 1))
+    with pytest.raises(ValueError, match='not deployed yet'):
+        deploy(deploy(Trunk(dict(blocks=(1,), growth_rates=(8,)))))
     with pytest.raises(ValueError, match='not GroupNorm'):
         deploy(HCGNet('b', norm_cfg=dict(type='GN', num_groups=32)))

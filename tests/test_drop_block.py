@@ -53,7 +53,9 @@ def test_a_map_smaller_than_the_square_is_dropped_whole_or_not():
     assert DropBlock(2, 0.999)(torch.ones(1, 1, 2, 2)).isfinite().all()
 
 
-@pytest.mark.parametrize('wrong', [dict(block_size=0), dict(block_size=2, probability=1.0)])
+@pytest.mark.parametrize(
+    'wrong', [dict(block_size=0), dict(block_size=2.5), dict(block_size=2, probability=1.0)]
+)
 def test_impossible_options_are_refused(wrong):
     with pytest.raises(ValueError, match='no DropBlock of block_size'):
         DropBlock(**wrong)

@@ -13,6 +13,7 @@ from mmhcg.network import Trunk, gates
 from mmhcg.network.fast.onednn import GroupedConv2d, RunChannelsLast
 from mmhcg.network.fast.pooled_sums import PooledSums
 from mmhcg.network.gates import ForgetGate, UpdateGate, run_gates
+from mmhcg.network.smg import dense_module, transition
 
 
 def gates_of(channels, mode='affine', dtype=torch.float64):
@@ -40,7 +41,23 @@ def test_gradients_in_closed_form_are_the_numerical_ones(shape):
     channels = shape[1]
     tensors = [torch.randn(*s, dtype=torch.float64) for s in (shape, *[(2, channels)] * 2, (2, 9, channels))]
     tensors.append(torch.randn(channels, dtype=torch.float64))
-    assert torch.autograd.gradcheck(PooledSums.apply, [tensor.requires_grad_() for tensor in tensors])
+    inputs = [tensor.requires_grad_() for tensor in tensors]
+    assert torch.autograd.gradcheck(PooledSums.apply, inputs)
+    assert torch.autograd.gradgradcheck(PooledSums.apply, inputs)
+
+
+def test_second_derivatives_are_those_of_the_plain_formulation(monkeypatch):
+    module = dense_module(16, 8, norm=nn.BatchNorm2d, gate_norm=nn.BatchNorm1d).double().eval()
+    feat = torch.randn(2, 16, 5, 7, dtype=torch.float64, requires_grad=True)
+    answers = []
+    for is_plain in (False, True):
+        monkeypatch.setattr(gates, 'is_traced', lambda value=is_plain: value)
+        (grad,) = torch.autograd.grad(module(feat).square().sum(), feat, create_graph=True)
+        answers.append(
+            torch.autograd.grad(grad.square().sum(), [feat, *module.parameters()], allow_unused=True)
+        )
+    for closed, plain in zip(*answers):
+        torch.testing.assert_close(closed, plain, rtol=1e-9, atol=1e-9)
 
 
 def test_gates_have_the_gradients_that_autograd_finds(monkeypatch):
@@ -55,6 +72,22 @@ def test_gates_have_the_gradients_that_autograd_finds(monkeypatch):
         answers.append((*outs, *torch.autograd.grad(sum(out.square().sum() for out in outs), inputs)))
     for closed, found in zip(*answers):
         torch.testing.assert_close(closed, found, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize('pool', ['pool3', 'pool5'])
+def test_both_norms_must_be_affine_for_the_closed_form(pool):
+    update, _ = gates_of(8)
+    assert gates.has_closed_form(update)
+    getattr(update, pool).norm.train()
+    assert not gates.has_closed_form(update)
+
+
+@pytest.mark.parametrize('options', [dict(track_running_stats=False), dict(affine=False)], ids=str)
+def test_norms_without_statistics_or_parameters_are_no_affine_maps(options):
+    trunk = Trunk(
+        dict(blocks=(1, 1), growth_rates=(8, 12)), norm=lambda width: nn.BatchNorm2d(width, **options)
+    ).eval()
+    assert all(feat.isfinite().all() for feat in trunk(torch.randn(2, 3, 40, 56)))
 
 
 @pytest.mark.parametrize('offset', [0, 3])
@@ -110,9 +143,7 @@ def test_other_norms_are_left_to_autograd(mode):
     update, forget = gates_of(8, mode)
     assert not gates.has_closed_form(update)
     feat = torch.randn(4, 8, 5, 7, dtype=torch.float64, requires_grad=True)
-    v, f = run_gates(update, forget, feat)
-    (v.sum() + f.sum()).backward()
-    assert feat.grad.abs().max() > 0
+    assert torch.autograd.gradcheck(lambda feat: run_gates(update, forget, feat), feat)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
@@ -124,6 +155,33 @@ def test_gates_keep_the_map_in_its_precision_and_the_softmax(dtype):
     )
     softmax, small = 3 * 40 * 60 * 4, 40 * 9 * 16 * 4
     assert feat.nbytes + softmax <= saved <= feat.nbytes + softmax + small
+
+
+def test_gates_on_learning_norms_are_recomputed():
+    """Excited maps of both kernels, four maps in all with their norms', would be kept otherwise."""
+    module = dense_module(16, 32, norm=nn.BatchNorm2d, gate_norm=nn.BatchNorm1d)
+    maps = torch.randn(4, 16, 40, 60, requires_grad=True)
+    saved, out = saved_bytes(lambda: module(maps), module.parameters())
+    # The input, the squeezed map (4 x 32 channels) before and after its ReLU, and X'
+    assert saved <= 1.1 * (maps.nbytes + 4 * out.nbytes + 4 * out.nbytes + out.nbytes)
+
+
+@pytest.mark.parametrize('build', [lambda **o: dense_module(48, 8, **o), lambda **o: transition(16, **o)])
+def test_all_ways_to_recompute_give_the_same_gradients(build):
+    torch.manual_seed(0)
+    options = dict(norm=nn.BatchNorm2d, gate_norm=nn.BatchNorm1d)
+    module = build(**options, with_cp=True).double().eval()
+    assert module.recomputes == 'excited'
+    feat = torch.randn(2, module.conv1.in_channels, 6, 8, dtype=torch.float64, requires_grad=True)
+    answers = []
+    for module.recomputes in ('squeezed', 'excited', 'module'):
+        out = module(feat)
+        answers.append(
+            torch.autograd.grad(out.square().sum(), [feat, *module.parameters()], allow_unused=True)
+        )
+    for other in answers[1:]:
+        for got, wanted in zip(other, answers[0]):
+            torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_a_traced_network_can_be_saved():

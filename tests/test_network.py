@@ -39,6 +39,20 @@ def test_sizes_are_the_published_ones(arch, classes, parameters, multiply_adds):
         assert round(count / 1e9, 3) == multiply_adds
 
 
+def test_convolutions_start_as_he_et_al_say():
+    """Equation 10 of He et al., 2015: normal, of variance 2 / inputs."""
+    torch.manual_seed(0)
+    normalised = [
+        conv.weight.flatten() * (conv.weight[0].numel() / 2) ** 0.5
+        for conv in Trunk('b').modules()
+        if isinstance(conv, torch.nn.Conv2d)
+    ]
+    for weights in normalised:
+        count = len(weights)
+        assert abs(weights.std().item() - 1) < 5 / (2 * count) ** 0.5
+        assert abs(weights.mean().item()) < 5 / count**0.5
+
+
 @pytest.mark.parametrize(
     ('arch', 'parameters', 'entries'), [('b', 11_600_501, 1623), ('c', 39_724_208, 2673)]
 )
@@ -173,6 +187,12 @@ def test_checkpointing_saves_memory_and_changes_no_number():
         (dict(arch='b', out_indices=(4,)), 'out_indices'),
         (dict(arch='b', out_indices=(2, 1)), 'out_indices'),
         (dict(arch='b', out_indices=()), 'out_indices'),
+        (dict(arch='b', out_indices=(1, 1)), 'out_indices'),
+        (dict(arch='b', out_indices=(0.0,)), 'out_indices'),
+        (dict(arch='b', out_indices=0), 'out_indices'),
+        (dict(arch='B'), 'a1, a2, a3, b, c'),
+        (dict(arch=dict(blocks=(1.5,), growth_rates=(8,))), 'positive whole'),
+        (dict(arch=dict(blocks=(1,), growth_rates=(8,), stem='x')), "'imagenet' or 'cifar'"),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):

@@ -30,13 +30,14 @@ class PooledSums(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        feat, scale, shift, rows, project, _ = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once, where they are recomputed
+        feat, scale, shift, rows, project, _ = saved
         with torch.autocast(feat.device.type, enabled=False):
             if not torch.is_grad_enabled():
-                return _gradients(ctx.saved_tensors, *grads)
+                return _gradients(saved, *grads)
             own = feat.to(rows.dtype)
             _, *sums = attend(own, _excited(own, scale, shift), rows, project)
-            inputs = [t for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad) if needed]
+            inputs = [t for t, needed in zip(saved, ctx.needs_input_grad) if needed]
             found = iter(torch.autograd.grad(sums, inputs, grads, create_graph=True))
             return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
 
