@@ -36,26 +36,33 @@ setup(
     cmdclass={'build_py': BuildWithConfigs},
     python_requires='>=3.9',
     # Neither MMDetection, mmcv nor MMEngine: pip would write over those, or the fork of them, already there.
-    install_requires=['torch>=2.1', 'safetensors>=0.4'],
+    install_requires=[
+        'torch>=2.1',  # the oldest that is tested: make compat-oldest
+        'safetensors>=0.4',  # of the year of PyTorch 2.1
+    ],
     extras_require={
+        # The last official releases, which fit together; nothing newer is expected.
         'standalone': [
             'mmengine==0.10.7',
             'mmcv-lite==2.1.0',  # mmdet 3.3.0 refuses 2.2
             'mmdet==3.3.0',
-            'torchvision>=0.16',  # mmcv's operators, see mmhcg/stack
+            'torchvision>=0.16',  # the one for PyTorch 2.1; mmcv's operators, see mmhcg/stack
             'setuptools<81',  # mmengine resolves `mmdet::` by pkg_resources, which 82 dropped
         ],
-        'pretrain': ['mmpretrain==1.2.0'],  # the classifiers of configs/pretrain, beside standalone
-        'export': ['onnx>=1.16', 'onnxruntime>=1.18', 'onnxscript>=0.2'],  # tools/export.py, to .onnx
-        'attack': ['foolbox>=3.3.4'],  # tools/robustness.py
+        # The last release: the classifiers of configs/pretrain, beside standalone
+        'pretrain': ['mmpretrain==1.2.0'],
+        # tools/export.py, to .onnx: of the time of PyTorch 2.6, the first that it runs with
+        'export': ['onnx>=1.16', 'onnxruntime>=1.18', 'onnxscript>=0.2'],
+        'attack': ['foolbox>=3.3.4'],  # tools/robustness.py; its last release
         'test': [
             'hypothesis>=6',
             'mypy>=1.11',
             'pytest>=7.3',  # tmp_path_retention_count
             'pytest-cov>=4',
-            'pytest-xdist>=3.2',
-            'ruff>=0.9',
+            'pytest-xdist>=3.2',  # --dist worksteal
+            'ruff>=0.9',  # whose formatting style the code has
             'wheel',  # for setuptools<70
         ],
     },
+    entry_points={'console_scripts': ['mmhcg = mmhcg.__main__:main']},
 )

@@ -19,6 +19,37 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
 
 
+def headline_table() -> str:
+    """README's first: Mask R-CNN with HCGNet-B beside the same with ResNet-50."""
+    names = ['mask_rcnn_hcgnet_b_fpn_1x_coco', 'mask_rcnn_r50_fpn_1x_coco']
+    sizes_of = {row['config']: row for row in sizes()}
+    ours, theirs = (sizes_of[name] for name in names)
+    rows = [['COCO box / mask AP', *_published(), 'paper; **not reproduced here**']]
+    for title, field, scale, unit in (
+        ('parameters', 'parameters', 1e6, 'M'),
+        ('multiply-adds, 800x1280', 'exact', 1e9, 'G'),
+        ('of these in the backbone', 'backbone_exact', 1e9, 'G'),
+    ):
+        rows.append(
+            [title, *(f'{int(row[field]) / scale:.1f} {unit}' for row in (ours, theirs)), 'counted here']
+        )
+    measured_rows = [row for row in read(records.RESULTS / 'backbones.csv') if row['model'] == 'Mask R-CNN']
+    timed = {(row['phase'], row['candidate']): row for row in measured_rows}
+    for phase, title in (('train', 'training step, time'), ('infer', 'prediction, time')):
+        b, r50 = timed[phase, 'b'], timed[phase, 'r50']
+        ratios = sorted(float(b[field]) / float(r50[field]) for field in ('best_ms', 'median_ms'))
+        shown = ' to '.join(dict.fromkeys(f'{ratio:.2f}' for ratio in ratios))
+        rows.append([title, shown, '1', f'measured here, {b["machine"]}'])
+    kept = [float(timed['train', name]['saved_mb']) for name in ('b', 'r50')]
+    rows.append(['kept for the backward pass', *(f'{mb:.0f} MB' for mb in kept), 'counted here'])
+    return table(('Mask R-CNN, FPN', 'HCGNet-B', 'ResNet-50', 'source'), rows)
+
+
+def _published() -> list[str]:
+    names = ('mask_rcnn_hcgnet_b_fpn_1x_coco_paper', 'mask_rcnn_r50_fpn_1x_coco_paper')
+    return [shown_aps(aps) for name in names for runs in scores(name, 'paper').values() for aps in runs]
+
+
 def readme_table() -> str:
     """README's: what the paper printed and what was measured."""
     titles = ('source', 'what', 'data', 'parameters', 'multiply_adds', 'box_ap', 'mask_ap', 'machine')
@@ -102,17 +133,32 @@ def shown(value: Any) -> str:
 
 
 def performance_table(model: str = 'backbone') -> str:
-    """Networks side by side, as `tools/benchmark.py` measured them."""
+    """Networks side by side, as `tools/benchmark.py` measured them; above, what all rows have in common."""
     titles = {'phase': 'phase', 'mode': 'mode', 'candidate': 'network', 'saved_mb': 'MB kept for backward'}
-    titles |= {'operators': 'operators', 'moved_mb': 'MB moved', 'best_ms': 'ms', 'to_plain': 'time to plain'}
-    titles |= {'to_r50': 'time to R-50', 'shape': 'images', 'machine': 'machine', 'software': 'software'}
+    titles |= {
+        'operators': 'operators',
+        'moved_mb': 'MB moved',
+        'best_ms': 'best ms',
+        'median_ms': 'median ms',
+    }
+    titles |= {'to_plain': 'best to plain', 'to_r50': 'best to R-50', 'shape': 'images'}
+    titles |= {'machine': 'machine', 'software': 'software', 'date': 'date'}
     rows = [row for row in read(records.RESULTS / 'backbones.csv') if row['model'] == model]
     if not rows:
         options = '' if model == 'backbone' else '--detector '
         command = f'python tools/benchmark.py {options}--csv benchmarks/results/backbones.csv'
         sys.exit(f'backbones.csv has no row of a {model}: {command}')
-    titles = {key: title for key, title in titles.items() if any(row[key] for row in rows)}
-    return table(list(titles.values()), [[row[title] for title in titles] for row in rows])
+    values = {key: {row[key] for row in rows} for key in titles}
+    shared = [values[key].pop() for key in ('shape', 'machine', 'software', 'date') if len(values[key]) == 1]
+    shown = [key for key in titles if values[key] - {''}]
+    cells = [[_rounded(row[key]) if key.endswith('ms') else row[key] for key in shown] for row in rows]
+    caption = f'*{", ".join(shared)}*\n\n' if shared else ''
+    return caption + table([titles[key] for key in shown], cells)
+
+
+def _rounded(number: str) -> str:
+    """Three digits, as many as mean anything."""
+    return f'{float(f"{float(number):.3g}"):g}' if number else ''
 
 
 def swaps_table() -> str:
@@ -158,8 +204,18 @@ def zoo_table() -> str:
     return table(('', ''), [[title, str(count)] for title, count in counts.items()])
 
 
+def pretrain_table() -> str:
+    """The paper's errors of the classifiers."""
+    head = ('config', 'data', 'epochs', 'top-1 error', 'top-5 error')
+    fields = ('data', 'epochs', 'top1_error', 'top5_error')
+    rows = read(records.RESULTS / 'paper_classification.csv')
+    return table(
+        head, [[f'[`{row["config"]}`]({row["config"]}.py)', *(row[f] for f in fields)] for row in rows]
+    )
+
+
 def cifar_table() -> str:
-    """Errors on CIFAR-10, the paper's and those measured along a training."""
+    """Errors on CIFAR-10 that were measured along a training."""
     titles = {'source': 'source', 'config': 'config', 'data': 'data', 'epoch': 'after epoch'}
     titles |= {'epochs': 'of', 'top1_error': 'top-1 error, %', 'machine': 'machine', 'software': 'software'}
     rows = read(records.RESULTS / 'cifar10.csv')
@@ -167,9 +223,11 @@ def cifar_table() -> str:
 
 
 TABLES = {
+    'pretrain': pretrain_table,
     'cifar': cifar_table,
     'swaps': swaps_table,
     'zoo': zoo_table,
+    'headline': headline_table,
     'results': readme_table,
     'configs': config_table,
     'recipe': recipe_table,

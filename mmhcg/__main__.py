@@ -1,0 +1,31 @@
+"""`mmhcg NAME ...`: the tools from anywhere, where there is no checkout to type `python tools/NAME.py` in."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run `doctor`, or a tool by its name, with the arguments after it."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ['--help']
+    if name == 'doctor':
+        from mmhcg import doctor
+
+        return doctor.main(rest)
+    # MIM's place for them in a wheel comes first, as for configs
+    folder = next(path for path in (PACKAGE / '.mim' / 'tools', PACKAGE.parent / 'tools') if path.is_dir())
+    tools = {path.stem: path for path in sorted(folder.glob('*.py'))}
+    tool = tools.get(name.replace('-', '_'))
+    if tool is None:
+        print(f'usage: mmhcg {{doctor,{",".join(tools)}}} ...\n\nmmhcg NAME --help tells more of each.')
+        sys.exit(0 if name in ('-h', '--help') else f'error: no tool {name}')
+    sys.argv = [f'mmhcg {name}', *rest]
+    runpy.run_path(str(tool), run_name='__main__')
+
+
+if __name__ == '__main__':
+    main()
