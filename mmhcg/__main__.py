@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     if tool is None:
         print(f'usage: mmhcg {{doctor,{",".join(tools)}}} ...\n\nmmhcg NAME --help tells more of each.')
         sys.exit(0 if name in ('-h', '--help') else f'error: no tool {name}')
-    sys.argv = [f'mmhcg {name}', *rest]
+    sys.argv[1:] = rest
     runpy.run_path(str(tool), run_name='__main__')
 
 

@@ -18,6 +18,7 @@ from mmengine.hub import get_config
 from tiny_run import CLASSES, CONFIG, CONFIGS, REPO, read_scalars, write_data
 
 from mmhcg import stack
+from mmhcg.__main__ import main
 from mmhcg.stack import config_paths
 
 MASK_B = 'mask_rcnn_hcgnet_b_fpn_1x_coco.py'
@@ -138,10 +139,33 @@ def test_installed_tool_trains_as_mim_calls_it(environment, tmp_path):
     (tmp_path / 'tiny.py').write_text(CONFIG.format(base=f'mmhcg::{MASK_B}', classes=CLASSES))
     options = ('--data-root', write_data(tmp_path), '--work-dir', 'run', '--no-pretrained')
     options += ('--cfg-options', 'train_cfg.max_epochs=1')
+    run_python(environment / 'bin/python', '-m', 'mmhcg', 'get_flops', f'mmhcg::{MASK_B}', cwd=tmp_path)
     tool = shipped(environment) / 'tools/train.py'
     run_python(environment / 'bin/python', tool, 'tiny.py', '--launcher', 'none', *options, cwd=tmp_path)
     assert (tmp_path / 'run/epoch_1.pth').is_file()
     assert {'loss', 'coco/segm_mAP'} <= {key for line in read_scalars(tmp_path / 'run') for key in line}
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """`mmhcg ARGUMENTS`: its exit code, and what it prints."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['mmhcg'])
+        with pytest.raises(SystemExit) as stop:
+            main(list(arguments))
+        return stop.value.code, ''.join(capsys.readouterr())
+
+    return run
+
+
+def test_the_command_lists_tools_and_runs_them_with_their_exit_codes(command):
+    assert command() == command('--help') == (0, command('-h')[1])
+    assert '{doctor,benchmark,check_data,' in command()[1]
+    assert command('check-data', 'nowhere.json')[0] == 2
+    code, text = command('get_flops', '--help')
+    assert code == 0 and text.startswith('usage: get_flops.py ')
+    assert 'no tool nonsense' in command('nonsense')[0]
 
 
 @pytest.mark.parametrize('config', NAMES)

@@ -66,9 +66,18 @@ def is_classifier(cfg: Config) -> bool:
 
 
 def _refuse_odd_name(name: str) -> None:
-    """MMEngine parses only letters and digits in the folder, nor could a config inherit by such a name."""
+    """MMEngine parses only letters and digits in the folder, nor could a config inherit by such a name.
+
+    Names of this package's configs need no folder: `mmhcg.stack.config_paths` reads them.
+    """
     package, _, rest = name.partition('::')
-    if rest and not re.match(r'\w*/', rest) and package.isidentifier() and (spec := find_spec(package)):
+    if (
+        rest
+        and package != 'mmhcg'
+        and not re.match(r'\w*/', rest)
+        and package.isidentifier()
+        and (spec := find_spec(package))
+    ):
         path = Path(spec.origin or '').parent / '.mim' / 'configs' / rest
         if path.is_file():
             raise UserError(f'MMEngine cannot read the name {name}: give the file, {path}')
