@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fast coverage lint format
+.PHONY: demo test fast coverage mutation outside lint format
 
 demo: .venv/ready
 	$(BIN)/python tools/demo.py
@@ -17,6 +17,22 @@ fast: .venv/ready lint
 # What the fast tests run of the package, file by file. Processes that tests start are not seen.
 coverage: .venv/ready
 	$(BIN)/python -m pytest -n 2 -m 'not slow' --cov mmhcg --cov-report term:skip-covered
+
+# What of deliberate faults in the network, the converter and the swap the fast tests let pass: an hour or two.
+mutation: .venv/ready
+	$(BIN)/python -m pip install --disable-pip-version-check -q 'mutmut>=3.8'
+	$(BIN)/python -m mutmut run
+	$(BIN)/python -m mutmut results
+
+# The fast tests on a wheel that is built from the source archive, where there is no checkout of the package.
+outside: .venv/ready
+	rm -rf build/outside
+	mkdir -p build/outside/tree
+	git archive HEAD | tar -x -C build/outside
+	cd build/outside && $(abspath $(BIN))/python setup.py -q sdist
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation --target build/outside/site build/outside/dist/*.tar.gz
+	cd build/outside && mv tests configs tools benchmarks docs README.md pyproject.toml setup.py Makefile tree
+	cd build/outside/tree && PYTHONPATH=$(abspath build/outside/site) $(abspath $(BIN))/python -m pytest -n 2 -m 'not slow'
 
 lint: .venv/ready
 	$(BIN)/ruff check
