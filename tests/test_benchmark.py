@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmhcg.analysis import benchmark
 from mmhcg.analysis.operators import OperatorCounter, saved_bytes
 from mmhcg.analysis.tables import machine, write_rows
+from mmhcg.network import Trunk, deploy
 from mmhcg.network.smg import SMG
 
 
@@ -205,6 +206,34 @@ def test_benchmark_writes_what_it_prints(options, tmp_path, capsys):
         assert int(ours['operators']) < int(plain['operators'])
     assert capsys.readouterr().out.count('to_plain') == 2
     assert (tmp_path / 'plot.png').stat().st_size > 5000
+
+
+def counted_rows():
+    """HCGNet-B's shipped rows whose operators were counted on a CPU."""
+    with (REPO / 'benchmarks/results/backbones.csv').open(newline='', encoding='utf-8') as file:
+        rows = [row for row in csv.DictReader(file) if row['operators'] and ' cores of ' in row['machine']]
+    return [row for row in rows if row['model'] == 'backbone' and row['candidate'] in ('b', 'b with_cp')]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'row', counted_rows(), ids=lambda row: '-'.join((row['candidate'], row['phase'], row['mode']))
+)
+def test_shipped_counts_are_those_of_this_code(row):
+    """Times are the machine's, but these numbers anyone can count again."""
+    if f'PyTorch {torch.__version__} ' not in row['software']:
+        pytest.skip(f'counted with {row["software"]}: other versions run other operators')
+    trunk = benchmark.as_in_coco(Trunk('b', with_cp='with_cp' in row['candidate']), row['phase'])
+    image = torch.randn(*map(int, row['shape'].split(' x ')))
+    if row['mode'] == 'deploy':
+        dtype = benchmark.DTYPES[row['dtype']]
+        trunk, image = deploy(trunk.to(dtype)), image.to(dtype)
+    how = row['phase'], row['dtype']
+    benchmark._step(trunk, image[..., :64, :64], *how)()  # gradients are there, to be added to
+    step = benchmark._step(trunk, image, *how)
+    counts = benchmark._counts(trunk, step, image, row['phase'], row['mode'], row['dtype'])
+    for column in ('saved_mb', 'operators', 'moved_mb'):
+        assert str(counts[column]) == row[column], column
 
 
 @pytest.mark.slow
