@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from mmhcg.analysis.benchmark import machine, write_csv
+from mmhcg.analysis.tables import machine, write_rows
 from mmhcg.runs.launch import train
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         for detector in DETECTORS:
             with tempfile.TemporaryDirectory() as folder:
                 row = measure(detector, iterations, args, Path(folder, 'run'))
-            write_csv([row], args.out)
+            write_rows([row], args.out, add=True)
             print(row)
 
 

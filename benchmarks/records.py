@@ -6,7 +6,6 @@ import csv
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +63,6 @@ def count_swapped(name: str) -> dict[str, Any]:
         for field in ('parameters', 'exact'):
             row[f'{field}_{when}'] = sum(getattr(part, field) for part in parts)
     return row
-
-
-def write(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write rows as a CSV file."""
-    with path.open('w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def sizes() -> list[dict[str, str]]:

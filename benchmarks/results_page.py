@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 
 from metafile import metafile
-from records import COMPLEXITY, CONFIGS, ROOT, SWAPPED, SWAPS, count, count_swapped, names, write
+from records import COMPLEXITY, CONFIGS, ROOT, SWAPPED, SWAPS, count, count_swapped, names
 from tables import TABLES
+
+from mmhcg.analysis.tables import write_rows
 
 MARKS = re.compile(r'(<!-- begin: (\w+) .*?-->\n).*?(<!-- end: \2 -->)', re.S)
 
@@ -36,8 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--count', action='store_true', help='count parameters and multiply-adds anew first')
     options = parser.parse_args(argv)
     if options.count:
-        write([count(name) for name in names()], COMPLEXITY)
-        write([count_swapped(name) for name in SWAPPED], SWAPS)
+        write_rows([count(name) for name in names()], COMPLEXITY)
+        write_rows([count_swapped(name) for name in SWAPPED], SWAPS)
     for path, text in pages().items():
         old = path.read_text(encoding='utf-8') if path.exists() else None
         if options.check and old != text:

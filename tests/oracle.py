@@ -1,4 +1,6 @@
-"""HCGNet as the paper and FACTS describe it, in the plainest code that runs: the tests' second opinion.
+"""HCGNet as the paper and its authors' code have it, in the plainest code that runs: a second opinion.
+
+The paper is Yang et al., AAAI 2020, arXiv 1908.09699; formulas are those of its section on the SMG module.
 
 Nothing here is shared with `mmhcg`. Parameters live in a flat dict under the names of the authors' detection
 checkpoints, maps are computed and not avoided, and every formula is written where it is used.

@@ -2,15 +2,20 @@
 
 import csv
 import sys
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_run import REPO, load_script, load_tool
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmhcg.analysis import benchmark
 from mmhcg.analysis.operators import OperatorCounter, saved_bytes
+from mmhcg.analysis.tables import machine, write_rows
+from mmhcg.network import Trunk, deploy
+from mmhcg.network.smg import SMG
 
 
 def test_operators_and_bytes_by_hand():
@@ -36,13 +41,17 @@ def test_saved_bytes_by_hand():
 
 
 class Probe(nn.Module):
-    """A 1x1 convolution, which keeps its input for the backward pass, and what precisions it has seen."""
+    """A 1x1 convolution, which keeps its input for the backward pass, and what it has seen.
+
+    Precisions, and whether gradients are followed.
+    """
 
     def __init__(self):
         super().__init__()
-        self.conv, self.seen = nn.Conv2d(3, 3, 1), set()
+        self.conv, self.seen, self.follows = nn.Conv2d(3, 3, 1), set(), set()
 
     def forward(self, image):
+        self.follows.add(torch.is_grad_enabled())
         autocast = (torch.ones(1, 1) @ torch.ones(1, 1)).dtype  # float32 without
         self.seen.add((image.dtype, autocast))
         return [self.conv(image)]
@@ -58,6 +67,64 @@ def test_what_is_kept_is_counted_in_the_precision_that_is_timed(dtype, size):
         row.saved_mb == 3 * 400 * 500 * size / 1e6
     )  # the map; the 18 bytes of a cast weight are rounded away
     assert probe.seen == {(torch.float32, benchmark.DTYPES[dtype])}
+
+
+def test_inference_follows_no_gradient_and_keeps_nothing_for_one():
+    probe = Probe()
+    (row,) = benchmark.compare({'b': probe}, torch.ones(2, 3, 4, 5), repeats=2)
+    assert probe.follows == {False}
+    assert (row.saved_mb, row.peak_mb, row.to_r50) == ('', '', '')
+    assert row.shape == '2 x 3 x 4 x 5'
+
+
+class Part(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Dropout())
+
+
+class Staged(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stages = Part(), nn.ModuleList([Part(), Part()])
+
+
+@pytest.mark.parametrize('phase', ['train', 'infer'])
+def test_the_recipe_of_coco_freezes_stem_and_first_stage_and_norms(phase):
+    network = benchmark.as_in_coco(Staged(), phase)
+    for part, is_trained in ((network.stem, False), (network.stages[0], False), (network.stages[1], True)):
+        assert {parameter.requires_grad for parameter in part.parameters()} == {is_trained}
+        modes = [module.training for module in part]
+        assert modes == ([True, False, True] if is_trained and phase == 'train' else [False] * 3)
+
+
+def test_times_are_the_best_and_the_median_and_images_are_all_of_the_batch():
+    row = benchmark._speeds({'b': [9.0, 1.0, 2.0]}, images=4)['b']
+    assert (row['best_ms'], row['median_ms'], row['images_per_s']) == (1000, 2000, 4)
+
+
+def test_cores_are_those_that_are_used():
+    torch.set_num_threads(3)
+    assert machine(torch.device('cpu')).startswith('3 cores of ')
+
+
+@dataclass(frozen=True)
+class Pair:
+    one: int
+    two: str
+
+
+def test_rows_replace_a_file_or_are_added_to_it(tmp_path):
+    path = tmp_path / 'new' / 'rows.csv'
+    write_rows([Pair(1, 'a')], path, add=True)
+    write_rows([dict(one=2, two='b,c')], path, add=True)
+    assert path.read_text() == 'one,two\n1,a\n2,"b,c"\n'
+    with pytest.raises(ValueError, match='three'):
+        write_rows([Pair(3, 'd'), dict(one=4, two='e', three=5)], path)
+    assert path.read_text().endswith('"b,c"\n')  # what cannot be written whole is not there
+    write_rows([Pair(5, 'f')], path)
+    assert path.read_text() == 'one,two\n5,f\n'
+    write_rows([], path, ['one', 'two'])
+    assert path.read_text() == 'one,two\n'
 
 
 def test_deployed_networks_are_converted_all_of_them_and_without_autocast(monkeypatch):
@@ -141,6 +208,34 @@ def test_benchmark_writes_what_it_prints(options, tmp_path, capsys):
     assert (tmp_path / 'plot.png').stat().st_size > 5000
 
 
+def counted_rows():
+    """HCGNet-B's shipped rows whose operators were counted on a CPU."""
+    with (REPO / 'benchmarks/results/backbones.csv').open(newline='', encoding='utf-8') as file:
+        rows = [row for row in csv.DictReader(file) if row['operators'] and ' cores of ' in row['machine']]
+    return [row for row in rows if row['model'] == 'backbone' and row['candidate'] in ('b', 'b with_cp')]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'row', counted_rows(), ids=lambda row: '-'.join((row['candidate'], row['phase'], row['mode']))
+)
+def test_shipped_counts_are_those_of_this_code(row):
+    """Times are the machine's, but these numbers anyone can count again."""
+    if f'PyTorch {torch.__version__} ' not in row['software']:
+        pytest.skip(f'counted with {row["software"]}: other versions run other operators')
+    trunk = benchmark.as_in_coco(Trunk('b', with_cp='with_cp' in row['candidate']), row['phase'])
+    image = torch.randn(*map(int, row['shape'].split(' x ')))
+    if row['mode'] == 'deploy':
+        dtype = benchmark.DTYPES[row['dtype']]
+        trunk, image = deploy(trunk.to(dtype)), image.to(dtype)
+    how = row['phase'], row['dtype']
+    benchmark._step(trunk, image[..., :64, :64], *how)()  # gradients are there, to be added to
+    step = benchmark._step(trunk, image, *how)
+    counts = benchmark._counts(trunk, step, image, row['phase'], row['mode'], row['dtype'])
+    columns = ('saved_mb', 'operators', 'moved_mb')
+    assert {column: str(counts[column]) for column in columns} == {column: row[column] for column in columns}
+
+
 @pytest.mark.slow
 def test_whole_detectors_are_measured_as_well(tmp_path, capsys):
     path = tmp_path / 'rows.csv'
@@ -168,7 +263,19 @@ def test_whole_detectors_are_measured_as_well(tmp_path, capsys):
 def test_a_detector_trains_and_predicts_masks():
     from mmhcg.analysis.mask_rcnn import MaskRCNN
 
-    detector, image = MaskRCNN('mask_rcnn_hcgnet_b_fpn_1x_coco'), torch.randn(1, 3, 96, 128)
+    torch.manual_seed(0)
+    detector = MaskRCNN('mask_rcnn_hcgnet_b_fpn_1x_coco', with_cp=True)
+    trunk, image = detector.model.backbone, torch.randn(1, 3, 96, 128)
+    assert {module.recomputes for module in trunk.modules() if isinstance(module, SMG)} == {
+        'module',
+        'excited',
+    }
+    for norm in trunk.modules():
+        if isinstance(norm, _BatchNorm):
+            assert not norm.running_var.allclose(torch.ones(()), atol=1e-3)
+            assert norm.momentum == 0.1
+    with torch.no_grad():
+        assert 0.1 < trunk.eval()(image)[-1].std() < 10
     losses = detector.train()(image)
     assert len(losses) == 5 + 5 + 3  # of five levels of proposals, classes and boxes; classes, boxes, masks
     assert all(loss.isfinite() for loss in losses)

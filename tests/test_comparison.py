@@ -11,8 +11,6 @@ from mmhcg.runs import UserError
 from mmhcg.runs.config import build_detector, load_config
 from mmhcg.swap import swap_backbone
 
-pytestmark = pytest.mark.slow
-
 NAME = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 LEVELS = [['4', '64', '160'], ['8', '128', '368'], ['16', '256', '952'], ['32', '512', '1244']]
 
@@ -26,6 +24,7 @@ def words(text):
     return [line.split() for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_sizes_before_and_now_and_both_steps(both):
     lines = words(compare_detectors(*both, (64, 96)))
     assert lines[1:5] == LEVELS
@@ -40,6 +39,7 @@ def test_sizes_before_and_now_and_both_steps(both):
     assert lines[9][:3] == ['a', 'prediction:', 'done,']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('change', 'fault'),
     [
@@ -64,6 +64,7 @@ def test_a_backbone_without_gradient_fails(both, monkeypatch):
         compare_detectors(*both, (64, 96))
 
 
+@pytest.mark.slow
 def test_where_the_old_detector_fails_too_both_are_told_with_what_can_be_computed(both):
     for cfg in both:
         cfg.model.test_cfg.min_bbox_size = 'small'
@@ -80,6 +81,7 @@ def test_where_the_old_detector_fails_too_both_are_told_with_what_can_be_compute
     assert lines[8][:6] == ['the', 'new', 'detector', 'fails', 'in', 'building:']
 
 
+@pytest.mark.slow
 def test_the_tool_writes_the_file_all_the_same(tmp_path, capsys):
     (tmp_path / 'mine.py').write_text(f"_base_ = {NAME!r}\nmodel = dict(type='NoDetector')\n")
     out = tmp_path / 'new.py'

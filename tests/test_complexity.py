@@ -7,7 +7,7 @@ from tiny_run import CONFIGS, load_tool, write_config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmhcg.analysis.complexity import count_complexity, format_table
+from mmhcg.analysis.complexity import Part, count_complexity, format_table
 from mmhcg.network import Trunk
 from mmhcg.runs import UserError
 from mmhcg.runs.config import build_detector, detector_of
@@ -59,7 +59,7 @@ def test_exact_count_of_every_part(counted):
         Oracle(state, 'b')(torch.zeros(1, 3, 800, 1280, device='meta', dtype=torch.float64))
     assert total(parts, 'exact', 'backbone') == counter.get_total_flops() // 2
 
-    # As the issue of this package states them, in billions and millions.
+    # What configs/README.md says of this detector, in billions and millions.
     rounded = [f'{number / 1e9:.2f}' for number in (total(parts, 'exact', 'backbone'), neck, rpn, mask)]
     assert rounded == ['40.82', '55.56', '50.62', '52.99']
     assert (f'{box / 1e9:.1f}', f'{total(parts, "exact") / 1e9:.1f}') == ('14.3', '214.3')
@@ -131,9 +131,29 @@ def test_a_toy_by_hand():
     assert parts['encoder'].exact == projections + products + layers
     assert (parts['head'].exact, parts['head'].paper, parts['head'].activations) == (20, 20, 5)
     assert (parts['other'].parameters, parts['other'].exact) == (5, 5)
-    table = format_table(list(parts.values()))
-    assert 'neck' in table and 'other' in table
-    assert len({len(line) for line in table.splitlines()}) == 1
+
+
+def test_the_table_sums_up_what_it_lists():
+    parts = [
+        Part('backbone', 0, 0, 0, 0, 2_000_000),
+        Part('backbone.stem', 1_500_000, 0, 2_000_000_000, 3_000_000_000, 0),
+        Part('backbone.stages.0', 500_000, 500_000, 250_000_000, 0, 40_000_000),
+        Part('neck', 1_000_000, 1_000_000, 0, 500_000_000, 100_000),
+    ]
+    lines = format_table(parts, 'paper').splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert [line[:11] for line in lines[1:5]] == ['backbone   ', '  itself   ', '  stem     ', '  stages.0 ']
+    head, *rows = (' '.join(line.split()) for line in lines)
+    assert head == 'part parameters trainable multiply-adds activations'
+    assert rows == [
+        'backbone 2.00 M 0.50 M 3.00 G 42.0 M',
+        'itself 0.00 M 0.00 M 0.00 G 2.0 M',
+        'stem 1.50 M 0.00 M 3.00 G 0.0 M',
+        'stages.0 0.50 M 0.50 M 0.00 G 40.0 M',
+        'neck 1.00 M 1.00 M 0.50 G 0.1 M',
+        'total 3.00 M 1.50 M 3.50 G 42.1 M',
+    ]
+    assert format_table(parts).splitlines()[-1].split()[5:7] == ['2.25', 'G']
 
 
 class Attention(nn.Module):
@@ -187,26 +207,86 @@ class Extras(nn.Module):
         super().__init__()
         self.conv, self.plain = nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2, affine=False)
         self.larger = nn.Upsample(scale_factor=2)
+        self.acts = nn.ModuleList([nn.PReLU(), nn.ELU(), nn.LeakyReLU(), nn.ReLU6()])
+        self.pools = nn.ModuleList(
+            [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveMaxPool2d(1), nn.AdaptiveAvgPool2d(3)]
+        )
 
     def forward(self, image, samples, mode):
         assert len(samples[0].proposals) == 1000  # where a detector does not say how many
-        return self.larger(self.plain(self.conv(image)))
+        feat = self.larger(self.plain(self.conv(image)))
+        return [layer(feat) for layer in (*self.acts, *self.pools)]
 
 
-def test_norms_without_weights_and_upsampling_by_hand():
+def test_layers_that_only_the_papers_counter_knows_by_hand():
     parts = {part.name: part for part in count_complexity(Extras(), (4, 6))}
     assert (parts['plain'].paper, parts['larger'].paper) == (24 * 2, 4 * 24 * 2)
+    for i in range(4):  # what activations put out, and what pools take in
+        assert (parts[f'acts.{i}'].paper, parts[f'pools.{i}'].paper) == (4 * 24 * 2, 4 * 24 * 2)
+
+
+class TwoStage(nn.Module):
+    """A detector whose mask head gets a RoI for each proposal, if there were `rois`."""
+
+    def __init__(self, rois):
+        super().__init__()
+        self.test_cfg = dict(rpn=dict(max_per_img=rois))
+        self.roi_head = nn.Module()
+        self.roi_head.mask_head = nn.Conv2d(3, 5, 1)
+
+    def forward(self, image, samples, mode):
+        proposals = samples[0].proposals
+        assert len(proposals) == self.test_cfg['rpn']['max_per_img']
+        assert self.roi_head.mask_head(image.new_ones(len(proposals), 3, 2, 4)).shape[0] == len(proposals)
+
+
+@pytest.mark.parametrize(('rois', 'masks'), [(7, 7), (150, 100)])
+def test_proposals_are_those_of_the_test_and_masks_a_hundred_of_them(rois, masks):
+    assert total(count_complexity(TwoStage(rois), (8, 8)), 'exact') == masks * 2 * 4 * 3 * 5
+
+
+class OneModule(nn.Module):
+    """The least HCGNet: the stem and one SMG module, with C = 8."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = Trunk(dict(blocks=(1,), growth_rates=(8,)))
+
+    def forward(self, image, samples, mode):
+        return self.backbone(image)
+
+
+def test_hcgnet_is_counted_as_the_paper_writes_it_by_hand():
+    """Norms by themselves, though they are folded into convolutions; depthwise kernels, though none runs."""
+    large, small = 8 * 8, 4 * 4  # positions before and after the stem's pool, for 16x16
+    stem = large * 9 * (3 * 32 + 32 * 32 + 32 * 64)
+    squeeze = small * (64 * 32 + 8 * 9 * 8)  # 1x1, then 3x3 in four groups of eight
+    kernels, projects = small * 2 * 8 * 9, small * 3 * 8
+    update, forget = 16 * 8 + 2 * 8 * 8, 8 * 4 + 4 * 8
+    exact = stem + squeeze + kernels + projects + update + forget
+    norms = large * (32 + 32 + 64) + small * (64 + 32 + 8 + 8 + 72) + 8 + 4
+    pooled = large * 64 + small * 3 * 8
+    parts = count_complexity(OneModule(), (16, 16))
+    assert total(parts, 'exact') == exact
+    assert total(parts, 'paper') == exact + small * 3 + 2 * norms + pooled  # biases of the projections
+    assert total(parts, 'activations') == (
+        large * (32 + 32 + 64) + small * (32 + 8 + 2 * 8 + 3) + 3 * 8 + 4 + 8
+    )
 
 
 def test_the_model_is_left_as_it_was():
     toy = Toy()
     toy.backbone[1].eval()
+    toy.backbone[0].requires_grad_(False)
     before = [module.training for module in toy.modules()]
     count_complexity(toy, (8, 12))
+    assert [p.requires_grad for p in toy.backbone.parameters()] == [False, False, True, True]
     toy.head = nn.Linear(7, 7)  # does not fit
     with pytest.raises(RuntimeError):
         count_complexity(toy, (8, 12))
     assert [module.training for module in toy.modules()] == before
+    trained = {name for name, parameter in toy.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in toy.named_parameters()} - {'backbone.0.weight', 'backbone.0.bias'}
     assert 'forward' not in vars(toy.neck)
     assert not nn.modules.module._global_forward_hooks
 

@@ -43,6 +43,13 @@ def test_a_resumed_run_is_one_curve(tmp_path):
     assert run.curve('mask AP') == ([20, 40], [5.0, 15.0])
 
 
+def test_scores_before_a_loss_are_of_where_the_run_before_ended(tmp_path):
+    write_log(tmp_path, '20250101_000000', step(10, 5.0), step(20, 4.0))  # killed while it predicted
+    write_log(tmp_path, '20250101_100000', scores(0.2, 0.1, 1), step(30, 3.0), scores(0.3, 0.2, 2))
+    (run,) = read_runs([tmp_path])
+    assert run.curve('box AP') == ([20, 30], [20.0, 30.0])
+
+
 def test_a_run_that_began_anew_forgets_the_old_one(tmp_path):
     write_log(tmp_path, '20250101_000000', step(10, 5.0), scores(0.9, 0.9, 1))
     write_log(tmp_path, '20250102_000000', step(10, 4.0))

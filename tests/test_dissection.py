@@ -15,10 +15,11 @@ from mmengine.registry import MODELS
 from pycocotools.coco import COCO
 from tiny_run import CLASSES, CONFIGS, load_tool, write_config, write_data
 
-from mmhcg.analysis.dissection import Photos, dissect
-from mmhcg.analysis.dissection_pages import _lit
+from mmhcg.analysis.dissection import Photos, Unit, dissect
+from mmhcg.analysis.dissection_pages import _lit, best_units
 from mmhcg.analysis.quantiles import StreamingQuantiles
 from mmhcg.analysis.stage_maps import StageMaps
+from mmhcg.analysis.tables import spread_over
 from mmhcg.runs import UserError
 from mmhcg.runs.config import build_detector, load_config
 
@@ -98,6 +99,17 @@ def test_a_unit_that_is_a_mask_is_a_detector_and_noise_is_none(photos):
     ]
     assert noise.iou < 0.04 and not noise.detector
     assert len(noise.photos.split()) == 4
+
+
+def test_a_silent_unit_has_no_region(photos):
+    (silent,) = dissect(lambda photo: torch.zeros(1, 4, 4), photos)
+    assert (silent.iou, silent.threshold, silent.detector) == (0, 0, False)
+
+
+def test_a_sample_is_spread_over_the_whole(folder, photos):
+    assert spread_over(10, 3) == [0, 3, 6]
+    assert spread_over(3, 10) == [0, 1, 2]
+    assert Photos(photos.ann, photos.folder, limit=2).ids == [photos.ids[0], photos.ids[2]]
 
 
 def test_iou_by_brute_force(photos, monkeypatch):
@@ -196,8 +208,7 @@ def test_a_classifier_sees_photographs_as_it_sees_its_own_data(tmp_path, photos,
 def test_tool_writes_units_bars_and_pages(folder, capsys):
     argv = [folder / 'tiny.py', folder / 'tiny.pth', '--against', folder / 'tiny.py', 'none', '--stage', '2']
     argv += ['--ann', folder / 'shapes' / ANN, '--images', folder / 'shapes/val2017', '--out', folder / 'out']
-    (folder / 'out').mkdir()
-    (folder / 'out/units.csv').write_text('of an earlier run')
+    (folder / 'out').mkdir()  # empty
     load_tool('dissect').main(list(map(str, [*argv, '--limit', 3])))
     told, warned = capsys.readouterr()
     assert 'warning: 3 photographs say little' in warned
@@ -214,6 +225,35 @@ def test_tool_writes_units_bars_and_pages(folder, capsys):
         assert f'{name}, stage 2: {len(set(seen))} unique detectors (categories), {len(seen)} detect' in told
     for picture in ('detectors.png', 'top_units_1.png', 'top_units_2.png'):
         assert (folder / 'out' / picture).stat().st_size > 5000
+    before = {path: path.read_bytes() for path in (folder / 'out').iterdir()}
+    with pytest.raises(SystemExit):
+        load_tool('dissect').main(list(map(str, argv)))
+    assert f'{folder / "out"} is there already: name another folder by --out' in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (folder / 'out').iterdir()} == before
+
+
+@pytest.mark.parametrize('kind', ['file', 'folder'])
+def test_what_is_there_is_told_before_anything_is_read(tmp_path, capsys, kind):
+    out = tmp_path / 'out'
+    (out if kind == 'file' else out / 'of an earlier run').mkdir(parents=True)
+    if kind == 'file':
+        out.rmdir()
+        out.write_text('of an earlier run')
+    argv = ['gone.py', 'gone.pth', '--ann', 'gone.json', '--images', 'gone', '--out', str(out)]
+    with pytest.raises(SystemExit) as error:
+        load_tool('dissect').main(argv)
+    assert error.value.code == 2
+    assert f'{out} is there already' in capsys.readouterr().err
+
+
+def test_the_page_shows_the_best_unit_of_each_category_the_best_first():
+    def unit(number, category, iou):
+        return Unit('net', 4, number, category, iou, 0.0, iou > 0.04, '')
+
+    units = [unit(0, 'cat', 0.1), unit(1, 'dog', 0.3), unit(2, 'cat', 0.2), unit(3, 'dog', 0.05)]
+    assert [unit.unit for unit in best_units(units)] == [1, 2]
+    many = [unit(number, f'category {number}', number / 100) for number in range(20)]
+    assert [unit.unit for unit in best_units(many)] == [*range(19, 7, -1)]  # twelve on a page
 
 
 def test_a_page_is_bright_where_a_unit_is_active():

@@ -6,12 +6,15 @@ import csv
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from tiny_run import CLASSES, CONFIGS, load_tool, write_config, write_data
 from torch.nn import functional as F
 
-from mmhcg.analysis.looking import enlarge, looking, principal_colours, spread
+from mmhcg.analysis import gate_pictures
+from mmhcg.analysis.gate_pictures import Photo, save_attention, save_features, save_forget_gates
+from mmhcg.analysis.looking import Look, ModuleView, enlarge, looking, principal_colours, spread
 from mmhcg.network import Trunk
 from mmhcg.network.gates import ForgetGate, UpdateGate
 from mmhcg.network.smg import SMG
@@ -43,7 +46,7 @@ def test_the_maps_shown_are_those_used(size):
             part.register_forward_hook(lambda part, args, out: used.update({part: (*args, out)}))
     hooks = [dict(module._forward_hooks) for module in trunk.modules()]
     with torch.no_grad(), looking(trunk) as look:
-        outs = trunk(torch.randn(1, 3, *size, dtype=torch.float64))
+        outs = trunk(torch.randn(2, 3, *size, dtype=torch.float64))  # the first of two images is looked at
     assert [dict(module._forward_hooks) for module in trunk.modules()] == hooks
     assert [(view.stage, view.name) for view in look.modules] == [
         (1, 'module 1'),
@@ -58,7 +61,7 @@ def test_the_maps_shown_are_those_used(size):
         for pool, attention, wanted in zip(pools, shown, used[module.update]):
             excited = pool.depthwise(F.relu(pool.norm(used[module.conv2][-1])))  # as the paper writes it
             context = (excited * attention.double()).sum((2, 3))
-            torch.testing.assert_close(context, wanted, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(context[0], wanted[0], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(view.kept.double(), used[module.forget][-1][0], rtol=1e-6, atol=1e-6)
         assert view.kept.std() > 0.01
     for shown, out in zip(look.stages, outs):
@@ -120,6 +123,58 @@ def tiny(tmp_path_factory) -> Path:
     (folder / 'more').mkdir()
     cv2.imwrite(str(folder / 'more' / 'wide.jpg'), photo)
     return folder
+
+
+def view(stage: int = 2, stride: int = 8) -> ModuleView:
+    """A module that looks at row 2, column 4 with its 3x3 kernel, and a bit at 0, 3 with its 5x5 one."""
+    attention3, attention5 = torch.full((3, 5), 1 / 30), torch.full((3, 5), 1 / 20)
+    attention3[2, 4] += 1 / 2
+    attention5[0, 3] += 1 / 4
+    return ModuleView(stage, 'module 1', stride, attention3, attention5, torch.tensor([0.25, 0.5]))
+
+
+def test_pixels_of_the_input_are_found_in_the_photograph():
+    photo = Photo(np.zeros((40, 80, 3), np.uint8), (20, 20))
+    assert photo.place(5, 5) == (20, 10)  # (x, y): four times and twice as large
+
+
+def test_numbers_of_attention_by_hand(tmp_path, monkeypatch):
+    drawn, show = [], gate_pictures._show
+
+    def noted(axis, pixels, title, **options):
+        drawn.append(pixels)
+        return show(axis, pixels, title, **options)
+
+    monkeypatch.setattr(gate_pictures, '_show', noted)
+    photo = Photo(np.zeros((48, 80, 3), np.uint8), (24, 40))  # half as large in the network
+    save_attention([view()], photo, tmp_path / 'attention.png')
+    three, five = rows_of(tmp_path / 'attention.csv')
+    assert [row['kernel'] for row in (three, five)] == ['3', '5']
+    assert (three['stage'], three['module'], three['height'], three['width']) == ('2', 'module 1', '3', '5')
+    assert (float(three['peak_x']), float(three['peak_y'])) == (2 * 4 * 8, 2 * 2 * 8)
+    assert (float(five['peak_x']), float(five['peak_y'])) == (2 * 3 * 8, 0)
+    assert float(three['peak_times_average']) == pytest.approx(15 * (1 / 30 + 1 / 2))
+    assert float(five['peak_times_average']) == pytest.approx(15 * (1 / 20 + 1 / 4))
+    assert float(three['share_of_image']) == pytest.approx(spread(view().attention3), abs=1e-4)
+    # Drawn is how much a place counts beside the average, at the peak and elsewhere: of 15 places.
+    first, second = (pixels for pixels in drawn if pixels.shape[2:] == (1,))
+    assert (first.max(), first.min()) == pytest.approx((15 * (1 / 30 + 1 / 2), 15 / 30), rel=1e-3)
+    # This one's peak lies between two pixels of the picture.
+    assert (second.max(), second.min()) == pytest.approx((15 * (1 / 20 + 1 / 4), 15 / 20), rel=0.05)
+
+
+def test_numbers_of_features_and_gates_by_hand(tmp_path):
+    feat = torch.zeros(3, 3, 4)
+    feat[1] = torch.arange(12.0).view(3, 4)  # with a zero of its own: 25 of 36
+    look = Look([view(1, 4), view(2, 8)], [feat], [8])
+    save_features(look, Photo(np.zeros((24, 32, 3), np.uint8), (24, 32)), tmp_path / 'features.png')
+    (row,) = rows_of(tmp_path / 'features.csv')
+    assert [row[key] for key in ('stage', 'channels', 'height', 'width')] == ['1', '3', '3', '4']
+    assert float(row['share_of_zeros']) == pytest.approx(25 / 36, abs=1e-4)
+    assert (float(row['mean']), float(row['component1'])) == (pytest.approx(66 / 36, abs=1e-4), 1)
+    save_forget_gates(look.modules, tmp_path / 'gates.png')
+    kept = [(row['stage'], row['channel'], float(row['kept'])) for row in rows_of(tmp_path / 'gates.csv')]
+    assert kept == [(stage, channel, kept) for stage in '12' for channel, kept in (('0', 0.25), ('1', 0.5))]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -33,7 +33,7 @@ PAPER = {
 TODAY = {'r50': 'mask_rcnn_r50_fpn_1x_coco.py', 'hcgnet_b': 'mask_rcnn_hcgnet_b_fpn_1x_coco.py'}
 DEVICES = ['cpu', *['cuda'] * torch.cuda.is_available()]
 
-# FACTS section 4 and the authors' config for MMDetection 1
+# Yang et al., AAAI 2020, arXiv 1908.09699, experiments on MS-COCO, and the authors' config for MMDetection 1
 RECIPE = {
     'auto_scale_lr.enable': False,
     'auto_scale_lr.base_batch_size': 4,

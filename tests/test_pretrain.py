@@ -70,7 +70,7 @@ def test_rate_of_every_epoch_is_that_of_the_closed_formula(name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_recipe_is_the_published_one(name):
-    """FACTS, section 4."""
+    """Yang et al., AAAI 2020, arXiv 1908.09699: training on CIFAR and on ImageNet."""
     cfg = read(name)
     imagenet = 'in1k' in name
     decay, mixup = (4e-5, 0.4) if imagenet else (1e-4, 1.0)

@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip('mmdet')
 
+from mmengine.config import Config
 from mmengine.logging import MessageHub
 from torch import nn
 
@@ -116,3 +117,20 @@ def test_other_initialisation_stays():
     bare = without_pretrained(cfg)
     assert bare.model.neck.init_cfg == [normal]
     assert bare.model.bbox_head.init_cfg == normal
+
+
+def test_a_config_without_its_weights_is_a_config_still():
+    cfg = Config(dict(model=dict(type='Any', pretrained='x', neck=dict(init_cfg=None)), load_from='x'))
+    bare = without_pretrained(cfg)
+    assert bare.to_dict() == dict(
+        model=dict(type='Any', pretrained=None, neck=dict(init_cfg=None)), load_from=None
+    )
+    assert cfg.load_from == 'x'
+
+
+def test_boxes_are_few_and_end_where_the_image_does():
+    cfg = load_config(RETINANET)
+    cfg.model.bbox_head.bbox_coder = dict(type='DeltaXYWHBBoxCoder', clip_border=False)
+    head = build_untrained(cfg).bbox_head
+    assert head.bbox_coder.clip_border
+    assert head.test_cfg.max_per_img == 20

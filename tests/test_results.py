@@ -148,7 +148,7 @@ def test_page_names_both_baselines_and_what_was_measured():
 
 
 def test_recipe_has_the_authors_values():
-    """FACTS, section 4: where a number of theirs stands in the table, ours is the same."""
+    """Where a number of theirs stands in the table, ours is the same."""
     rows = [
         line.strip('| ').split(' | ')
         for line in PAGE.split('<!-- begin: recipe')[1].split('<!-- end')[0].splitlines()
@@ -163,7 +163,7 @@ def test_recipe_has_the_authors_values():
     assert compared > 30
 
 
-PUBLISHED = {  # FACTS, section 3
+PUBLISHED = {  # the paper's table of COCO (arXiv 1908.09699); baselines: MMDetection 3's model zoo
     'mask_rcnn_hcgnet_b_fpn_1x_coco_paper': [{'box AP': 38.3}, {'mask AP': 35.2}],
     'mask_rcnn_r50_fpn_1x_coco_paper': [{'box AP': 37.3}, {'mask AP': 34.2}],
     'mask_rcnn_r50_fpn_1x_coco': [{'box AP': 38.2}, {'mask AP': 34.7}],

@@ -26,8 +26,6 @@ pytest.importorskip('foolbox', reason="needs foolbox: pip install -e '.[attack]'
 from mmhcg.analysis.attacks import AttackHook
 from mmhcg.analysis.robustness import measure, prepare, read_rows
 
-pytestmark = pytest.mark.slow
-
 PAPER = REPO / 'benchmarks/results/paper_robustness.csv'
 BACKBONE = "dict(type='mmhcg.HCGNet', arch=dict(blocks=(1, 1, 1, 1), growth_rates=(8, 8, 8, 8)))"
 CLASSIFIER = """
@@ -221,6 +219,7 @@ def test_fgsm_of_a_classifier_is_one_step_along_the_sign(classifier):
     torch.testing.assert_close(found, expected, atol=1e-2, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('attack', ['fgsm', 'pgd'])
 def test_a_detector_is_attacked_by_its_loss_within_eps(detector, attack):
     data, _ = batches(detector / 'tiny.py', detector / 'shapes', batch_size=2)
@@ -246,6 +245,7 @@ def test_a_detector_is_attacked_by_its_loss_within_eps(detector, attack):
     assert loss(found) > loss(noise) and loss(found) > 1.02 * loss(plain['inputs'])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['classifier', 'detector'])
 def test_without_strength_predictions_are_the_models_own(kind, request):
     folder = request.getfixturevalue(kind)
@@ -263,6 +263,7 @@ def test_without_strength_predictions_are_the_models_own(kind, request):
                 assert torch.equal(one.pred_instances[key], other.pred_instances[key])
 
 
+@pytest.mark.slow
 def test_tool_scores_a_classifier_and_two_of_torchvisions(classifier, capsys, monkeypatch):
     """Of the latter, of one name, one always says 0 and the other 2."""
     monkeypatch.chdir(classifier)
@@ -292,6 +293,7 @@ def test_tool_scores_a_classifier_and_two_of_torchvisions(classifier, capsys, mo
     assert (classifier / 'out/curves.png').stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_tool_puts_the_papers_curves_beside_a_classifier_of_as_many_classes(classifier, capsys):
     argv = [str(classifier / 'thousand.py'), str(classifier / 'thousand.pth'), '--eps', '0', '--limit', '1']
     load_tool('robustness').main(argv)
@@ -302,6 +304,7 @@ def test_tool_puts_the_papers_curves_beside_a_classifier_of_as_many_classes(clas
     ]
 
 
+@pytest.mark.slow
 def test_no_strength_is_the_normal_evaluation(classifier, detector):
     (row,) = measure(prepare(classifier / 'cls.py'), classifier / 'cls.pth', [0])
     assert row.value == round(
@@ -314,6 +317,7 @@ def test_no_strength_is_the_normal_evaluation(classifier, detector):
     assert row.value == found['coco/bbox_mAP'] > 0
 
 
+@pytest.mark.slow
 def test_tool_scores_a_detector_on_the_images_of_the_limit(detector):
     argv = [detector / 'believer.py', detector / 'believer.pth', '--data-root', detector / 'shapes']
     argv += ['--eps', '0', '0.02', '--limit', '2', '--csv', detector / 'rows.csv']
@@ -323,6 +327,7 @@ def test_tool_scores_a_detector_on_the_images_of_the_limit(detector):
     assert rows[0].data == 'CocoDataset annotations/instances_val2017.json'
 
 
+@pytest.mark.slow
 def test_without_foolbox_it_is_named(classifier, monkeypatch):
     monkeypatch.setitem(sys.modules, 'foolbox', None)
     monkeypatch.delitem(sys.modules, 'mmhcg.analysis.attacks')
@@ -331,7 +336,7 @@ def test_without_foolbox_it_is_named(classifier, monkeypatch):
 
 
 def test_papers_rows():
-    """FACTS, section 3."""
+    """Yang et al., AAAI 2020, arXiv 1908.09699: the table of accuracies under FGSM on ImageNet."""
     rows = read_rows(PAPER)
     assert len(rows) == 5 * 6 and {row.source for row in rows} == {'paper'}
     values = {(row.network, row.eps): row.value for row in rows}
@@ -339,6 +344,7 @@ def test_papers_rows():
     assert all(values['HCGNet-B', eps] >= value for (_, eps), value in values.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('options', 'message'),
     [

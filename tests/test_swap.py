@@ -14,7 +14,8 @@ from mmhcg.runs import UserError
 from mmhcg.runs.config import build_detector, load_config
 from mmhcg.swap import Level, SwapError, measure_levels, swap_backbone
 
-B = dict(zip((4, 8, 16, 32), (160, 368, 952, 1244)))  # FACTS, section 1: channels by stride
+# HCGNet-B's channels by stride: what comes in, halved after the first, and the growth rate of each module
+B = {4: 64 + 3 * 32, 8: 160 // 2 + 6 * 48, 16: 368 // 2 + 12 * 64, 32: 952 // 2 + 8 * 96}
 
 # Config, strides that it reads, what changes besides the backbone and to what.
 CASES = {

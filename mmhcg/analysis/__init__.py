@@ -1,1 +1,1 @@
-"""What networks and detectors cost and what becomes of them: operators, parts, swaps, all of MMDetection."""
+"""What networks and detectors cost and see: counts, timings, pictures, dissection, attacks, curves, swaps."""

@@ -6,12 +6,11 @@ is what a candidate can do, the median what it did.
 
 from __future__ import annotations
 
-import csv
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmhcg.analysis.operators import OperatorCounter, saved_bytes
+from mmhcg.analysis.tables import machine, write_rows
 
 COMPILED = {'compile': 'default', 'reduce-overhead': 'reduce-overhead', 'max-autotune': 'max-autotune'}
 GRAPHED = ('graph', 'deploy-graph')
@@ -242,24 +242,6 @@ def _seconds(step: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def machine(device: torch.device) -> str:
-    """The GPU's name, or the processor's and how many of its cores are used."""
-    if device.type == 'cuda':
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-        name = next(line.split(':')[1].strip() for line in lines if line.startswith('model name'))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f'{torch.get_num_threads()} cores of {name}'
-
-
 def write_csv(results: Sequence[Any], path: Path) -> None:
     """Add results, all of one dataclass, to a CSV file, which gets a head if it is new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    with path.open('a', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(results[0])], lineterminator='\n')
-        if is_new:
-            writer.writeheader()
-        writer.writerows(asdict(result) for result in results)
+    write_rows(results, path, add=True)

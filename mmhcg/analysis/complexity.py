@@ -29,9 +29,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmhcg.analysis.tables import align
 from mmhcg.network import gates
 from mmhcg.network.fast import affine, kernels
-from mmhcg.network.fast.onednn import GroupedConv2d
 from mmhcg.network.gates import AttentionPool, ExcitedAttentionPool
 
 MASKS = 100  # an image, as in MMDetection's Mask R-CNN
@@ -85,7 +85,6 @@ def count_complexity(model: nn.Module, shape: tuple[int, int] = (800, 1280)) -> 
         stack.enter_context(patch.object(AttentionPool, 'forward', _pool))
         stack.enter_context(patch.object(ExcitedAttentionPool, 'forward', _excited_pool))
         stack.enter_context(patch.object(gates, 'contexts', _contexts))
-        stack.enter_context(patch.object(GroupedConv2d, 'forward', nn.Conv2d.forward))
         stack.enter_context(kernels.enabled(False))
         stack.enter_context(patch.object(affine, 'is_affine', lambda norm: False))  # norms by themselves
         if isinstance(getattr(model, 'rpn_head', None), BaseDenseHead):
@@ -253,10 +252,7 @@ def format_table(parts: Sequence[Part], count: str = 'exact') -> str:
         if len(members) > 1:
             rows += [_row(f'  {part.name[len(group) + 1 :] or "itself"}', [part], count) for part in members]
     head = ('part', 'parameters', 'trainable', 'multiply-adds', 'activations')
-    rows = [head, *rows, _row('total', parts, count)]
-    width = max(len(row[0]) for row in rows)
-    lines = [''.join((row[0].ljust(width), *(cell.rjust(15) for cell in row[1:]))) for row in rows]
-    return '\n'.join(lines)
+    return align([head, *rows, _row('total', parts, count)])
 
 
 def _row(name: str, parts: Sequence[Part], count: str) -> tuple[str, ...]:

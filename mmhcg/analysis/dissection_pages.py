@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import cv2
@@ -63,7 +63,7 @@ def format_table(units: Sequence[Unit]) -> str:
 
 def save_units(units: Sequence[Unit], path: Path) -> None:
     """Write units to a new CSV file."""
-    write_rows([asdict(unit) for unit in units], path)
+    write_rows(units, path)
 
 
 def plot_detectors(units: Sequence[Unit], path: Path) -> None:
@@ -95,7 +95,7 @@ def plot_detectors(units: Sequence[Unit], path: Path) -> None:
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
     columns = [field.name for field in fields(Count)]
-    write_rows([asdict(row) for row in rows], path.with_suffix('.csv'), columns)
+    write_rows(rows, path.with_suffix('.csv'), columns)
 
 
 def best_units(units: Sequence[Unit]) -> list[Unit]:

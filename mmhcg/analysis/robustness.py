@@ -16,8 +16,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmhcg.analysis.benchmark import machine
-from mmhcg.analysis.tables import align, distinct, spread_over
+from mmhcg.analysis.tables import align, distinct, machine, spread_over
 from mmhcg.runs import UserError, test
 from mmhcg.runs.config import load_config
 from mmhcg.runs.data_checks import check_data
@@ -201,7 +200,7 @@ def _score(found: Mapping[str, Any], name: str) -> float | None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a CSV file that `mmhcg.analysis.benchmark.write_csv` wrote."""
+    """Rows of a CSV file that `mmhcg.analysis.tables.write_rows` wrote."""
     with path.open(newline='', encoding='utf-8') as file:
         rows = list(csv.DictReader(file))
     numbers = dict(eps=float, value=float, images=int)

@@ -1,20 +1,38 @@
-"""Tables as CSV files and as text, names that tell their rows apart, and samples of long lists."""
+"""Tables as CSV files and as text, names and machines for their rows, and samples of long lists."""
 
 from __future__ import annotations
 
 import csv
+import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 
-def write_rows(rows: Sequence[Mapping[str, Any]], path: Path, columns: Sequence[str] = ()) -> None:
-    """Write rows to a new CSV file; `columns` names them where there may be no row."""
+
+def write_rows(rows: Sequence[Any], path: Path, columns: Sequence[str] = (), add: bool = False) -> None:
+    """Write rows, mappings or all of one dataclass, to a CSV file.
+
+    A file is replaced at once, so that a program that is stopped leaves a whole one.
+
+    Args:
+        rows: Lines of the table.
+        path: The file.
+        columns: Its columns, where there may be no row.
+        add: Replace nothing, but add the rows to those of the file, if there is one.
+    """
+    lines = [row if isinstance(row, Mapping) else asdict(row) for row in rows]
+    adds = add and path.exists()
+    file = path if adds else path.with_name(f'.{path.name}.new')
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, columns or list(rows[0]), lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
+    with file.open('a' if adds else 'w', newline='', encoding='utf-8') as stream:
+        writer = csv.DictWriter(stream, columns or list(lines[0]), lineterminator='\n')
+        if not adds:
+            writer.writeheader()
+        writer.writerows(lines)
+    file.replace(path)
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
@@ -34,3 +52,15 @@ def spread_over(total: int, limit: int) -> list[int]:
     """At most `limit` of the numbers below `total`, evenly spread."""
     count = min(limit, total)
     return [number * total // count for number in range(count)]
+
+
+def machine(device: torch.device) -> str:
+    """The GPU's name, or the processor's and how many of its cores are used."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+        name = next(line.split(':')[1].strip() for line in lines if line.startswith('model name'))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f'{torch.get_num_threads()} cores of {name}'

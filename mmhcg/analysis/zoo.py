@@ -12,8 +12,8 @@ import os
 import re
 import signal
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from time import monotonic
@@ -24,6 +24,7 @@ import torch
 
 import mmhcg
 from mmhcg.analysis.rehearsal import build_untrained, rehearse, without_pretrained
+from mmhcg.analysis.tables import write_rows
 from mmhcg.runs.config import build_detector, detector_of, load_config
 from mmhcg.runs.errors import UserError
 from mmhcg.swap import SwapError, swap_backbone
@@ -113,7 +114,7 @@ def run_zoo(path: Path, jobs: int = 2, steps: bool = True) -> list[Row]:
     rows = {row.config: row for row in _read(path) if row.software == SOFTWARE}
     for row in _each(build_both, [name for name in all_configs() if name not in rows], jobs):
         rows[row.config] = row
-        _write(path, rows.values())
+        _write(rows, path)
     families: dict[str, list[Row]] = {}
     for row in sorted(rows.values(), key=lambda row: row.parameters):
         if row.built == OK:
@@ -130,11 +131,11 @@ def run_zoo(path: Path, jobs: int = 2, steps: bool = True) -> list[Row]:
             break
         for row in _each(run_control, waiting, jobs):
             rows[row.config] = row
-            _write(path, rows.values())
+            _write(rows, path)
     waiting = [row for row in rows.values() if steps and row.control == OK and not row.swapped]
     for row in _each(run_swapped, waiting, jobs):
         rows[row.config] = row
-        _write(path, rows.values())
+        _write(rows, path)
     return list(rows.values())
 
 
@@ -199,12 +200,5 @@ def _read(path: Path) -> list[Row]:
         return [Row(**{**row, 'parameters': int(row['parameters'])}) for row in rows]
 
 
-def _write(path: Path, rows: Iterable[Row]) -> None:
-    """All rows, so that a run that is stopped leaves a whole file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f'.{path.name}.new')
-    with new.open('w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in sorted(rows, key=lambda row: row.config))
-    new.replace(path)
+def _write(rows: Mapping[str, Row], path: Path) -> None:
+    write_rows([rows[config] for config in sorted(rows)], path)
