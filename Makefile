@@ -31,7 +31,7 @@ outside: .venv/ready
 	git archive HEAD | tar -x -C build/outside
 	cd build/outside && $(abspath $(BIN))/python setup.py -q sdist
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation --target build/outside/site build/outside/dist/*.tar.gz
-	cd build/outside && mv tests configs tools benchmarks docs README.md pyproject.toml setup.py Makefile tree
+	cd build/outside && mv tests configs tools benchmarks docs README.md pyproject.toml setup.py model-index.yml tree
 	cd build/outside/tree && PYTHONPATH=$(abspath build/outside/site) $(abspath $(BIN))/python -m pytest -n 2 -m 'not slow'
 
 lint: .venv/ready

@@ -39,23 +39,22 @@ if find_spec('mmengine'):
 
         stack.prepare()
         from mmhcg.backbone import HCGNet
-    except (
-        Exception
-    ) as error:  # of an installation that does not fit together, which the doctor has to survive
+    # Versions do not fit together: importing must still work, so that the doctor can run.
+    except (Exception, SystemExit) as error:
         _fault = error
         warnings.warn(
-            f'HCGNet is not registered ({type(error).__name__}: {error}). '
-            '`python -m mmhcg.doctor` says what to do',
+            f'HCGNet is not registered ({type(error).__name__}: {error}). `mmhcg doctor` says what to do',
             stacklevel=2,
         )
 
 
 def __getattr__(name: str) -> Any:
-    if name == 'swap_backbone':  # late, for it brings the runner and torchvision along
+    if name == 'swap_backbone':  # lazily: it imports the runner and torchvision
         return import_module('mmhcg.swap').swap_backbone
     if name == 'HCGNet':
         raise ImportError(
-            "mmhcg.HCGNet needs MMEngine and MMDetection: pip install -e '.[standalone]' installs both; "
-            'mmhcg.network.Trunk is the same network in PyTorch alone. `python -m mmhcg.doctor` tells more.'
+            "mmhcg.HCGNet needs MMEngine and MMDetection: pip install 'mmhcg[standalone]' (in a checkout: "
+            "pip install -e '.[standalone]') installs both; "
+            'mmhcg.network.Trunk is the same network in PyTorch alone. `mmhcg doctor` tells more.'
         ) from _fault
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,4 +1,4 @@
-"""What is installed, what does not fit together, and the command that mends it: python -m mmhcg.doctor
+"""What is installed, what does not fit together, and the command that mends it: `mmhcg doctor`
 
 It looks at files and versions before it imports anything, so that it has an answer where an import fails.
 """
@@ -10,29 +10,33 @@ import ast
 import platform
 import re
 import sys
-from collections.abc import Iterable, Iterator
+import traceback
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES
-from importlib.metadata import Distribution, distributions, requires
+from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import fill
 from typing import NamedTuple
 
+from mmhcg.installation import (
+    GOOD,
+    WANTED,
+    folder_of,
+    installed,
+    is_damaged,
+    numbers_of,
+    operator_names,
+    pinned,
+    reinstall,
+    version_of,
+    versions_of,
+)
+
 PACKAGE = Path(__file__).parent
-# Each with the names under which it is published; the second of OpenMMLab's are the fork's.
-WANTED = {
-    'torch': ('torch',),
-    'torchvision': ('torchvision',),
-    'numpy': ('numpy',),
-    'cv2': ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python'),
-    'setuptools': ('setuptools',),
-    'safetensors': ('safetensors',),
-    'mmengine': ('mmengine', 'onedl-mmengine', 'mmengine-lite'),
-    'mmcv': ('mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv'),
-    'mmdet': ('mmdet', 'onedl-mmdetection'),
-}
 STANDALONE = "pip install 'mmhcg[standalone]'  # in a checkout: pip install -e '.[standalone]'"
+CONFIG = 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 'mask_rcnn_hcgnet_b_fpn_1x_coco'  # of mmdet, and ours
 
 
 class Problem(NamedTuple):
@@ -44,56 +48,53 @@ class Problem(NamedTuple):
 
 def main(argv: list[str] | None = None) -> None:
     """Print the report; exit code 1 where something has to be mended."""
-    argparse.ArgumentParser(
-        prog='python -m mmhcg.doctor',
+    parser = argparse.ArgumentParser(
+        prog='mmhcg doctor',
         description='What is installed, what does not fit together, and the command that mends it. '
         'Exit code 0: all fits; 1: something has to be mended.',
-    ).parse_args(argv)
+    )
+    parser.add_argument('--all', action='store_true', help="name each of mmcv's operators that is missing")
+    options = parser.parse_args(argv)
     print(f'Python {platform.python_version()}, {platform.platform()}')
     for module, names in WANTED.items():
-        print(f'  {module:12} {_versions(names) or "not installed"}')
-    print(f'  {"mmhcg":12} in {PACKAGE}')
+        print(f'  {module:12} {versions_of(names) or "not installed"}')
+    print(f'  {"mmhcg":12} {version_of("mmhcg") or "not installed"}, in {PACKAGE}')
     for name, extra in optional():
-        print(f'  {name:12} {_versions([name]) or f"not installed, optional: [{extra}]"}')
+        print(f'  {name:12} {versions_of([name]) or f"not installed, optional: [{extra}]"}')
     problems = list(find_problems())
     for problem in problems:
         print(f'\nproblem: {problem.what}\n   mend: {problem.mend}')
-    print(f'\n{len(problems)} problems' if problems else '\nall of it fits together')
-    for line in operators():
+    print('\nthen run mmhcg doctor again' if problems else '\nall of it fits together')
+    for line in operators(options.all):
         print(f'\n{line}')
     sys.exit(1 if problems else 0)
 
 
 def optional() -> Iterator[tuple[str, str]]:
     """What the extras bring that only some of the tools need, each with the name of its extra."""
-    for text in requires('mmhcg') or ():
+    for text in (requires('mmhcg') if version_of('mmhcg') else None) or ():
         found = re.match(r'([\w.-]+).*extra == ["\'](pretrain|attack|export)', text)
         if found:
             yield found[1], found[2]
 
 
 def find_problems() -> Iterator[Problem]:
-    """Everything that keeps HCGNet from running in MMDetection here, most basic first."""
-    yield from _several_distributions()
-    yield from _versions_that_do_not_fit()
-    stale = PACKAGE / '.mim'
-    if stale.is_dir() and (PACKAGE.parent / 'setup.py').is_file():
-        yield Problem(
-            f"{stale} is left from building a wheel and hides the checkout's configs", f'rm -r {stale}'
-        )
-    for module in WANTED:
-        if find_spec(module) is None:
-            yield Problem(f'{module} is not installed', STANDALONE)
-        elif error := _import_error(module):
-            yield Problem(f'`import {module}` fails: {error}', _reinstall(module))
+    """What keeps HCGNet from running in MMDetection here, of the first kind that there is.
+
+    Files and versions come first, then imports, then configs, for each may fail because of what is before it.
+    """
+    for kind in (_static_problems, _import_problems, _config_problems):
+        found = list(kind())
+        yield from found
+        if found:
+            return
 
 
-def operators() -> Iterator[str]:
+def operators(all_names: bool = False) -> Iterator[str]:
     """Which of mmcv's operators are compiled, provided by this package, or missing."""
-    spec = find_spec('mmcv')
-    if spec is None:
+    folder = folder_of('mmcv')
+    if folder is None:
         return
-    folder = Path(str(spec.origin)).parent
     names = sorted(operator_names(folder))
     if any((folder / f'_ext{suffix}').is_file() for suffix in EXTENSION_SUFFIXES):
         yield f'mmcv operators: all {len(names)} compiled'
@@ -105,105 +106,129 @@ def operators() -> Iterator[str]:
     ours |= {target.id for target in targets if isinstance(target, ast.Name)}
     ours |= {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     missing = [name for name in names if name not in ours]
-    provided = len(names) - len(missing)
-    yield f'mmcv operators: none compiled, {provided} of {len(names)} provided by mmhcg. Missing:\n' + fill(
-        ', '.join(missing), 100, initial_indent='  ', subsequent_indent='  '
-    )
+    provided = f'{len(names) - len(missing)} of {len(names)} provided by mmhcg'
+    kinds = '' if all_names else ' (--all names them) are those of rotated boxes, point clouds and the like'
+    yield f'mmcv operators: none compiled, {provided}. Missing{kinds}:'.removesuffix(':' if kinds else '')
+    if all_names:
+        yield fill(', '.join(missing), 100, initial_indent='  ', subsequent_indent='  ')
 
 
-def operator_names(mmcv: Path) -> set[str]:
-    """The functions that `mmcv/ops/*.py` want of compiled mmcv."""
-    names = set()
-    for path in (mmcv / 'ops').glob('*.py'):
-        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-            if isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'load_ext':
-                names.update(ast.literal_eval(node.args[1]))
-    return names
+def _static_problems() -> Iterator[Problem]:
+    yield from _several_distributions()
+    yield from _versions_that_do_not_fit()
+    stale = PACKAGE / '.mim'
+    if stale.is_dir() and (PACKAGE.parent / 'setup.py').is_file():
+        yield Problem(
+            f"{stale} is left from building a wheel and hides the checkout's configs", f'rm -r {stale}'
+        )
+    missing = [module for module in WANTED if folder_of(module) is None]
+    if missing:
+        stray = [Path(module).resolve() for module in missing if Path(module).is_dir()]
+        there = f' ({", ".join(map(str, stray))} is only a folder of that name)' if stray else ''
+        yield Problem(f'not installed: {", ".join(missing)}{there}', STANDALONE)
+    for module, names in WANTED.items():
+        if module not in missing and not installed(names):
+            yield Problem(f'{module} is there, but not the metadata by which pip knows it', reinstall(module))
+    mmcv = folder_of('mmcv')
+    for path in sorted((mmcv / 'ops').glob('*.py')) if mmcv else ():
+        if is_damaged(path):
+            yield Problem(f'{path} is damaged', reinstall('mmcv'))
 
 
 def _several_distributions() -> Iterator[Problem]:
     """Two that install the same files: whichever is removed takes them from the other."""
     for module in ('mmengine', 'mmcv', 'mmdet', 'cv2'):
-        found = _installed(WANTED[module])
+        found = installed(WANTED[module])
         names = [each.metadata['Name'] for each in found]
         same = module == 'cv2' and len({each.version for each in found}) == 1  # as the fork asks for them
         if len(names) > 1 and not same:
-            remove = f'pip uninstall -y {" ".join(names)}'
-            yield Problem(f'{" and ".join(names)} both install {module}', f'{remove} && {_reinstall(module)}')
+            mend = f'pip uninstall -y {" ".join(names)} && pip install --no-deps {GOOD[module]}'
+            yield Problem(f'{" and ".join(names)} both install {module}', mend)
 
 
 def _versions_that_do_not_fit() -> Iterator[Problem]:
-    torch, vision, numpy = (_version(name) for name in ('torch', 'torchvision', 'numpy'))
-    if torch and vision and (wanted := _pinned('torchvision', 'torch')) and wanted != torch:
+    torch, vision, numpy = (version_of(name) for name in ('torch', 'torchvision', 'numpy'))
+    if torch and vision and (wanted := pinned('torchvision', 'torch')) and wanted != torch:
         yield Problem(
             f'torchvision {vision} is built for PyTorch {wanted}, not {torch}',
             f'pip install --upgrade torchvision torch=={torch}',
         )
-    if torch and numpy and _numbers(torch) < (2, 3) and _numbers(numpy) >= (2,):
+    if torch and numpy and numbers_of(torch) < (2, 3) and numbers_of(numpy) >= (2,):
         yield Problem(
             f'PyTorch {torch} is built for NumPy 1, not {numpy}', "pip install 'numpy<2' 'opencv-python<4.12'"
         )
-    if _version('mmengine') and find_spec('pkg_resources') is None:
+    if version_of('mmengine') and find_spec('pkg_resources') is None:
         yield Problem(
             "`_base_ = 'mmdet::...'` needs pkg_resources, which setuptools 82 dropped",
             "pip install 'setuptools<81'",
         )
-    mmcv = next(iter(_installed(WANTED['mmcv'])), None)
-    if _version('mmdet') == '3.3.0' and mmcv and _numbers(mmcv.version) >= (2, 2):
-        name = mmcv.metadata['Name']
-        yield Problem(
-            f'mmdet 3.3.0 refuses {name} {mmcv.version}',
-            f'pip uninstall -y {name} && pip install mmcv-lite==2.1.0',
-        )
+    for module, (least, below) in _bounds_of_mmdet().items():
+        for found in installed(WANTED[module])[:1]:
+            if not numbers_of(least) <= numbers_of(found.version) < numbers_of(below):
+                name = found.metadata['Name']
+                yield Problem(
+                    f'mmdet {versions_of(WANTED["mmdet"]).split()[-1]} wants {module} from {least} to below '
+                    f'{below}, not {name} {found.version}',
+                    f'pip uninstall -y {name} && pip install --no-deps {GOOD[module]}',
+                )
 
 
-def _reinstall(module: str) -> str:
-    names = {'mmcv': 'mmcv-lite==2.1.0', 'mmdet': 'mmdet==3.3.0', 'mmengine': 'mmengine==0.10.7'}
-    name = names.get(module, WANTED[module][-1 if module == 'cv2' else 0])
-    name = 'opencv-python-headless' if module == 'cv2' else name  # the other needs libGL
-    return f'pip install --force-reinstall --no-deps {name}'
+def _bounds_of_mmdet() -> dict[str, tuple[str, str]]:
+    """The least version of mmcv and mmengine that mmdet takes, and the first that it refuses."""
+    folder = folder_of('mmdet')
+    if folder is None or not (folder / '__init__.py').is_file():
+        return {}
+    text = (folder / '__init__.py').read_text(encoding='utf-8')
+    found = dict(re.findall(r"^(\w+_(?:minimum|maximum)_version) = '([\w.]+)'", text, re.M))
+    names = [(f'{module}_minimum_version', f'{module}_maximum_version') for module in ('mmcv', 'mmengine')]
+    return {
+        least.partition('_')[0]: (found[least], found[below])
+        for least, below in names
+        if least in found and below in found
+    }
 
 
-def _import_error(module: str) -> str | None:
+def _import_problems() -> Iterator[Problem]:
+    """The first import that fails: the others may fail because of it."""
+    for module in WANTED:
+        if error := _import_error(module):
+            yield error
+            return
+
+
+def _import_error(module: str) -> Problem | None:
     try:
         if module == 'mmdet':
             import_module('mmhcg')  # provides mmcv's operators
             import_module('mmdet.models')
         import_module(module)
-    except Exception as error:  # whatever is wrong with it
-        return f'{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ""}'
+    except (Exception, SystemExit) as error:  # whatever is wrong with it
+        text = str(error).strip().splitlines() or ['']
+        culprit = _culprit(error) or module
+        return Problem(f'`import {module}` fails: {type(error).__name__}: {text[0]}', reinstall(culprit))
     return None
 
 
-def _installed(names: Iterable[str]) -> list[Distribution]:
-    known = {_canonical(found.metadata['Name'] or ''): found for found in distributions()}
-    return [known[name] for name in names if name in known]
+def _culprit(error: BaseException) -> str | None:
+    """The installed package whose code ran last when it was raised."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        parts = Path(frame.filename).parts
+        if 'site-packages' in parts:
+            return parts[len(parts) - parts[::-1].index('site-packages')].removesuffix('.py')
+    return None
 
 
-def _versions(names: Iterable[str]) -> str:
-    return ', '.join(f'{found.metadata["Name"]} {found.version}' for found in _installed(names))
-
-
-def _canonical(name: str) -> str:
-    return re.sub(r'[-_.]+', '-', name).lower()
-
-
-def _version(name: str) -> str | None:
-    """Without what is behind `+`, the kind of GPU it is built for."""
-    found = _installed([name])
-    return found[0].version.partition('+')[0] if found else None
-
-
-def _pinned(name: str, dependency: str) -> str | None:
-    """The one version of a dependency that a distribution wants."""
-    texts = (requirement.partition(';')[0] for requirement in requires(name) or ())
-    return next(
-        (m[1] for m in (re.match(rf'{dependency} ?\(?==([\d.]+)', text) for text in texts) if m), None
-    )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r'\d+', version)[:2])
+def _config_problems() -> Iterator[Problem]:
+    """Whether the configs that MMDetection and this package ship can be read."""
+    hub, mmhcg = import_module('mmengine.hub'), import_module('mmhcg')
+    try:
+        hub.get_config(f'mmdet::{CONFIG[0]}')
+    except Exception as error:
+        yield Problem(f"mmdet's configs cannot be read: {error}", reinstall('mmdet'))
+    try:
+        mmhcg.get_config(CONFIG[1])
+    except Exception as error:
+        yield Problem(f"mmhcg's configs cannot be read: {error}", reinstall('mmhcg'))
 
 
 if __name__ == '__main__':

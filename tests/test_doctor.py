@@ -9,26 +9,40 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmhcg import doctor
+from mmhcg import doctor, installation
 
 HEALTHY = {'torch': '2.14.1', 'torchvision': '0.29.1', 'numpy': '2.4.6', 'opencv-python': '5.0.0'}
 HEALTHY |= {'mmengine': '0.10.7', 'mmcv-lite': '2.1.0', 'mmdet': '3.3.0'}
+HEALTHY |= {'setuptools': '80.10.2', 'safetensors': '0.8.0'}
+BOUNDS = """
+mmcv_minimum_version = '2.0.0rc4'
+mmcv_maximum_version = '2.2.0'
+mmengine_minimum_version = '0.7.1'
+mmengine_maximum_version = '1.0.0'
+"""
 
 
 @pytest.fixture
 def installed(monkeypatch, tmp_path):
     """A function that makes up what is installed, and returns the doctor's problems."""
 
-    def problems(versions: dict[str, str], **lacking) -> dict[str, str]:
+    def problems(versions: dict[str, str], modules=(), errors=(), mmdet='') -> dict[str, str]:
         found = [
             SimpleNamespace(metadata={'Name': name}, version=version) for name, version in versions.items()
         ]
-        monkeypatch.setattr(doctor, 'distributions', lambda: found)
-        monkeypatch.setattr(doctor, 'requires', lambda name: ['numpy', 'torch==2.14.1'])
-        monkeypatch.setattr(
-            doctor, 'find_spec', lambda name: None if name in lacking.get('modules', ()) else 1
-        )
-        monkeypatch.setattr(doctor, '_import_error', lambda name: lacking.get('errors', {}).get(name))
+        site = tmp_path / 'site'
+        (site / 'mmdet').mkdir(parents=True, exist_ok=True)
+        (site / 'mmdet' / '__init__.py').write_text(mmdet)
+        monkeypatch.setattr(installation, 'distributions', lambda: found)
+        monkeypatch.setattr(installation, 'requires', lambda name: ['numpy', 'torch==2.14.1'])
+        for module in (doctor, installation):
+            monkeypatch.setattr(
+                module,
+                'find_spec',
+                lambda name: None if name in modules else SimpleNamespace(origin=str(site / name / 'x.py')),
+            )
+        monkeypatch.setattr(doctor, '_import_error', lambda name: dict(errors).get(name))
+        monkeypatch.setattr(doctor, '_config_problems', lambda: [])
         monkeypatch.setattr(doctor, 'PACKAGE', tmp_path / 'mmhcg')
         return {problem.what: problem.mend for problem in doctor.find_problems()}
 
@@ -50,13 +64,13 @@ def test_nothing_is_wrong_where_all_fits(installed):
         (
             {'mmcv': '2.1.0'},
             'mmcv and mmcv-lite both install mmcv',
-            'pip uninstall -y mmcv mmcv-lite && pip install --force-reinstall --no-deps mmcv-lite==2.1.0',
+            'pip uninstall -y mmcv mmcv-lite && pip install --no-deps mmcv-lite==2.1.0',
         ),
         (
             {'opencv-python-headless': '4.12.0'},
             'opencv-python and opencv-python-headless both install cv2',
             'pip uninstall -y opencv-python opencv-python-headless && '
-            'pip install --force-reinstall --no-deps opencv-python-headless',
+            'pip install --no-deps opencv-python-headless',
         ),
         (
             {'torch': '2.13.0'},
@@ -65,13 +79,19 @@ def test_nothing_is_wrong_where_all_fits(installed):
         ),
         (
             {'mmcv-lite': '2.2.0'},
-            'mmdet 3.3.0 refuses mmcv-lite 2.2.0',
-            'pip uninstall -y mmcv-lite && pip install mmcv-lite==2.1.0',
+            'mmdet 3.3.0 wants mmcv from 2.0.0rc4 to below 2.2.0, not mmcv-lite 2.2.0',
+            'pip uninstall -y mmcv-lite && pip install --no-deps mmcv-lite==2.1.0',
+        ),
+        (
+            {'mmengine': '0.6.0'},
+            'mmdet 3.3.0 wants mmengine from 0.7.1 to below 1.0.0, not mmengine 0.6.0',
+            'pip uninstall -y mmengine && pip install --no-deps mmengine==0.10.7',
         ),
     ],
 )
 def test_what_does_not_fit_is_named_with_the_command(installed, versions, what, mend):
-    assert installed({**HEALTHY, **versions}) == {what: mend}
+    assert installed({**HEALTHY, **versions}, mmdet=BOUNDS) == {what: mend}
+    assert installed(HEALTHY, mmdet=BOUNDS) == {}
 
 
 def test_numpy_2_beside_an_old_pytorch(installed):
@@ -87,11 +107,88 @@ def test_what_is_missing_or_cannot_be_imported(installed):
             "pip install 'setuptools<81'"
         )
     }
-    assert installed(HEALTHY, modules=['mmdet']) == {'mmdet is not installed': doctor.STANDALONE}
-    assert installed(HEALTHY, errors={'cv2': 'ImportError: libGL.so.1'}) == {
-        '`import cv2` fails: ImportError: libGL.so.1': 'pip install --force-reinstall --no-deps '
-        'opencv-python-headless'
+    assert installed(HEALTHY, modules=['mmdet', 'mmcv']) == {'not installed: mmcv, mmdet': doctor.STANDALONE}
+    assert list(installed({**HEALTHY, 'mmdet': '3.3.0'} | {'numpy': '2'}).values()) == []
+    nameless = {name: version for name, version in HEALTHY.items() if name != 'mmcv-lite'}
+    assert installed(nameless) == {
+        'mmcv is there, but not the metadata by which pip knows it': (
+            'pip install --force-reinstall --no-deps mmcv-lite==2.1.0'
+        )
     }
+
+
+def test_only_the_first_import_that_fails_is_told(installed):
+    first, second = (doctor.Problem(f'`import {name}` fails', 'mend') for name in ('cv2', 'mmdet'))
+    assert installed(HEALTHY, errors={'cv2': first, 'mmdet': second}) == dict([first])
+    # and none where versions tell why
+    assert len(installed({**HEALTHY, 'torch': '2.13.0'}, errors={'cv2': first})) == 1
+
+
+@pytest.mark.parametrize(
+    ('code', 'what', 'mend'),
+    [
+        ('import helper', 'ValueError: half', 'helper'),  # of a dependency, which is what has to be mended
+        ('raise SystemExit("boo")', 'SystemExit: boo', 'broken'),
+    ],
+)
+def test_an_import_that_fails_is_blamed_on_the_code_that_failed(tmp_path, monkeypatch, code, what, mend):
+    site = tmp_path / 'site-packages'
+    for name, text in (('broken', code), ('helper', 'raise ValueError("half")')):
+        (site / name).mkdir(parents=True)
+        (site / name / '__init__.py').write_text(text)
+    monkeypatch.syspath_prepend(site)
+    problem = doctor._import_error('broken')
+    assert problem == (
+        f'`import broken` fails: {what}',
+        f'pip install --force-reinstall --no-deps {mend}',
+    )
+
+
+def test_what_is_installed_is_installed_again_in_its_version(installed):
+    installed({**HEALTHY, 'torch': '2.14.1+cu130'})
+    command = 'pip install --force-reinstall --no-deps '
+    assert installation.reinstall('torchvision') == f'{command}torch==2.14.1 torchvision==0.29.1'
+    assert installation.reinstall('cv2') == f'{command}opencv-python-headless'
+    assert installation.reinstall('pycocotools') == f'{command}pycocotools'
+
+
+def test_a_folder_of_the_name_is_no_package(installed, tmp_path, monkeypatch):
+    (tmp_path / 'mmcv').mkdir()
+    monkeypatch.chdir(tmp_path)
+    (what,) = installed(HEALTHY, modules=['mmcv'])
+    assert what == f'not installed: mmcv ({tmp_path / "mmcv"} is only a folder of that name)'
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'only_a_folder').mkdir()
+    assert installation.folder_of('only_a_folder') is None
+
+
+def test_damaged_files_are_told_and_passed_over(installed, tmp_path):
+    ops = tmp_path / 'site' / 'mmcv' / 'ops'
+    ops.mkdir(parents=True)
+    (ops / 'half.py').write_text('x = (')
+    (what,) = installed(HEALTHY)
+    assert what == f'{ops / "half.py"} is damaged'
+    assert installation.operator_names(ops.parent) == set()
+
+
+def test_configs_that_cannot_be_read_are_told(monkeypatch):
+    monkeypatch.setattr(doctor, 'CONFIG', ('nothing/nothing.py', 'nothing'))
+    theirs, ours = doctor._config_problems()
+    assert theirs.what.startswith("mmdet's configs cannot be read: ") and 'mmdet==' in theirs.mend
+    assert ours.what.startswith("mmhcg's configs cannot be read: ") and 'mmhcg' in ours.mend
+
+
+def test_exit_code_says_whether_something_has_to_be_mended(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, 'find_problems', lambda: [doctor.Problem('nothing fits', 'start anew')])
+    with pytest.raises(SystemExit) as end:
+        doctor.main([])
+    assert end.value.code == 1
+    assert 'problem: nothing fits\n   mend: start anew\n' in capsys.readouterr().out
+
+
+def test_names_are_read_as_pip_reads_them(installed):
+    assert installed({**HEALTHY, 'opencv-python': '5', 'Opencv_Python_Headless': '4'})
 
 
 def test_a_stale_mim_folder(installed, tmp_path):
@@ -105,12 +202,10 @@ def test_a_stale_mim_folder(installed, tmp_path):
 def test_operators_are_told_apart(tmp_path, monkeypatch):
     (tmp_path / 'ops').mkdir()
     (tmp_path / 'ops' / 'some.py').write_text("ext = ext_loader.load_ext('_ext', ['nms', 'knn_forward'])")
-    monkeypatch.setattr(
-        doctor, 'find_spec', lambda name: SimpleNamespace(origin=str(tmp_path / '__init__.py'))
-    )
+    monkeypatch.setattr(doctor, 'folder_of', lambda name: tmp_path)
     (report,) = doctor.operators()
-    first, missing = report.splitlines()
-    assert '1 of 2 provided by mmhcg' in first
+    assert '1 of 2 provided by mmhcg' in report and 'knn' not in report
+    _, missing = doctor.operators(all_names=True)
     assert missing.split() == ['knn_forward']
     (tmp_path / '_ext.abi3.so').touch()
     assert list(doctor.operators()) == ['mmcv operators: all 2 compiled']

@@ -1,0 +1,91 @@
+"""What is installed, by its metadata and files alone: nothing of it is imported."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable
+from importlib.metadata import Distribution, distributions, requires
+from importlib.util import find_spec
+from pathlib import Path
+
+# Each with the names under which it is published; the second of OpenMMLab's are the fork's.
+WANTED = {
+    'torch': ('torch',),
+    'torchvision': ('torchvision',),
+    'numpy': ('numpy',),
+    'cv2': ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python'),
+    'setuptools': ('setuptools',),
+    'safetensors': ('safetensors',),
+    'mmengine': ('mmengine', 'onedl-mmengine', 'mmengine-lite'),
+    'mmcv': ('mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv'),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+}
+# What to install in place of what is broken and has no version of its own to return to
+GOOD = {'mmcv': 'mmcv-lite==2.1.0', 'mmdet': 'mmdet==3.3.0', 'mmengine': 'mmengine==0.10.7'}
+GOOD |= {'cv2': 'opencv-python-headless', 'setuptools': "'setuptools<81'"}  # the former needs no libGL
+
+
+def reinstall(module: str) -> str:
+    """The command that brings back the version that is installed, else one that is known to work."""
+    names = ('torch', 'torchvision') if module in ('torch', 'torchvision') else WANTED.get(module, (module,))
+    found = [f'{each.metadata["Name"]}=={each.version.partition("+")[0]}' for each in installed(names)]
+    good = [GOOD[module]] if module == 'cv2' else found or [GOOD.get(module, names[0])]
+    return f'pip install --force-reinstall --no-deps {" ".join(good)}'
+
+
+def folder_of(module: str) -> Path | None:
+    """Where an installed package lies; folders that only have its name are none."""
+    spec = find_spec(module)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+def is_damaged(path: Path) -> bool:
+    try:
+        ast.parse(path.read_text(encoding='utf-8'))
+    except (SyntaxError, ValueError):
+        return True
+    return False
+
+
+def installed(names: Iterable[str]) -> list[Distribution]:
+    known = {_canonical(found.metadata['Name'] or ''): found for found in distributions()}
+    return [known[name] for name in names if name in known]
+
+
+def versions_of(names: Iterable[str]) -> str:
+    return ', '.join(f'{found.metadata["Name"]} {found.version}' for found in installed(names))
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r'[-_.]+', '-', name).lower()
+
+
+def version_of(name: str) -> str | None:
+    """Without what is behind `+`, the kind of GPU it is built for."""
+    found = installed([name])
+    return found[0].version.partition('+')[0] if found else None
+
+
+def pinned(name: str, dependency: str) -> str | None:
+    """The one version of a dependency that a distribution wants."""
+    texts = (requirement.partition(';')[0] for requirement in requires(name) or ())
+    return next(
+        (m[1] for m in (re.match(rf'{dependency} ?\(?==([\d.]+)', text) for text in texts) if m), None
+    )
+
+
+def numbers_of(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r'\d+', version)[:2])
+
+
+def operator_names(mmcv: Path) -> set[str]:
+    """The functions that `mmcv/ops/*.py` want of compiled mmcv; files that do not parse are passed over."""
+    names = set()
+    for path in (mmcv / 'ops').glob('*.py'):
+        if is_damaged(path):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'load_ext':
+                names.update(ast.literal_eval(node.args[1]))
+    return names
