@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import Distribution, distributions, requires
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,7 +50,10 @@ def is_damaged(path: Path) -> bool:
 
 
 def installed(names: Iterable[str]) -> list[Distribution]:
-    known = {_canonical(found.metadata['Name'] or ''): found for found in distributions()}
+    known = {}
+    for found in distributions():
+        with suppress(Exception):  # what was removed in part may have lost its metadata
+            known[_canonical(found.metadata['Name'])] = found
     return [known[name] for name in names if name in known]
 
 

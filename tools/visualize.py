@@ -6,11 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmhcg.runs import cli
+from mmhcg.runs import UserError, cli
+from mmhcg.runs.errors import check_destination
 
 
 def show(config: str, checkpoint: str, images: list[Path], out: Path, score_thr: float) -> None:
     """Draw, and tell where."""
+    if not 0 <= score_thr <= 1:
+        raise UserError(f'--score-thr: scores go from 0 to 1, not {score_thr}')
+    check_destination('--out', out, is_folder=True)
     from mmhcg.analysis.visualize import visualize
 
     def progress(text: str) -> None:

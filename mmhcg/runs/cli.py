@@ -55,3 +55,8 @@ def run(function: Callable[..., Any], parser: argparse.ArgumentParser, argv: lis
     except (UserError, CheckpointError, WeightsError) as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(getattr(error, 'exit_code', UserError.exit_code))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f'error: {error.filename}: {error.strerror}', file=sys.stderr)
+        sys.exit(UserError.exit_code)

@@ -14,6 +14,7 @@ from mmengine.runner import find_latest_checkpoint
 from mmhcg.data import make_shapes
 from mmhcg.runs import lock
 from mmhcg.runs.demo_pictures import draw_pictures
+from mmhcg.runs.errors import UserError, check_destination
 from mmhcg.runs.launch import test, train
 
 IMAGES, VAL_IMAGES = 2000, 200
@@ -43,6 +44,9 @@ def run_demo(
         cfg_options: Replaces config entries.
     """
     work_dir, started = Path(work_dir), time.time()
+    check_destination('--work-dir', work_dir, is_folder=True)
+    if not 0 <= seed < 2**32:
+        raise UserError(f'--seed {seed}: NumPy takes 0 to {2**32 - 1}')
     _make_room(work_dir)
     data = work_dir / 'data' / f'shapes_{images}_{val_images}_{SIZE}_seed_{seed}'
     print(f'making {images} + {val_images} images of shapes in {data}', flush=True)
@@ -75,12 +79,12 @@ def run_demo(
 def _make_room(work_dir: Path) -> None:
     """Move what an earlier demo left in `work_dir` aside, its data excepted.
 
-    Raises FileExistsError where `work_dir` holds something that is no demo, UserError where one still trains.
+    Raises UserError where `work_dir` holds something that is no demo, or one still trains.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     found = [path for path in work_dir.iterdir() if path.name != lock.NAME]
     if found and not any(work_dir.glob('data/shapes_*/shapes.json')):
-        raise FileExistsError(f'{work_dir} holds what is no demo: name another folder by --work-dir')
+        raise UserError(f'{work_dir} holds files that are not from a demo: name another folder by --work-dir')
     old = [path for path in found if path.name != 'data' and not path.name.startswith(EARLIER)]
     if not old:
         return

@@ -18,9 +18,10 @@ from mmhcg.runs import preflight, pretrained
 from mmhcg.runs.config import is_classifier, load_config
 from mmhcg.runs.data_checks import check_data
 from mmhcg.runs.datasets import metrics, move_data
-from mmhcg.runs.errors import UserError
+from mmhcg.runs.errors import UserError, check_destination
 from mmhcg.runs.loading import check_loading
 from mmhcg.runs.lock import sole_run
+from mmhcg.runs.processes import check_launcher
 from mmhcg.runs.resuming import refuse_to_overwrite, settle_seed, settle_start
 from mmhcg.weights.fit import check_fit
 
@@ -58,6 +59,10 @@ def train(
     Raises:
         UserError: what was given cannot work; nothing has been started or written.
     """
+    if resume == '':
+        raise UserError('--resume is empty: is a shell variable unset?')
+    if seed is not None and not 0 <= seed < 2**32:
+        raise UserError(f'--seed {seed}: NumPy takes 0 to {2**32 - 1}')
     cfg = _load(config, cfg_options, work_dir, data_root, launcher)
     backbone_type = preflight.check_backbone(cfg)
     if amp:
@@ -117,6 +122,9 @@ def test(
         raise UserError(f'--out must end in .pkl or .pickle, not {out}')
     if show_dir is not None and is_classifier(cfg):
         raise UserError('--show-dir draws detections, and a classifier has none: leave it out')
+    for option, path in (('--out', out), ('--show-dir', show_dir)):
+        if path is not None:
+            check_destination(option, path, is_folder=option == '--show-dir')
     preflight.check_backbone(cfg)
     checkpoint = str(checkpoint)
     content = preflight.check_checkpoint(checkpoint)
@@ -149,6 +157,10 @@ def _load(
     data_root: str | Path | None,
     launcher: str,
 ) -> Config:
+    for option, value in (('--work-dir', work_dir), ('--data-root', data_root)):
+        if value is not None and not str(value):
+            raise UserError(f'{option} is empty: is a shell variable unset?')
+    check_launcher(launcher)
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher
     if work_dir is not None:

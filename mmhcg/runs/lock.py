@@ -58,7 +58,8 @@ def _lock(file: IO[str], work_dir: str) -> None:
             'would be overwritten. Name another folder by --work-dir, or end that run first'
         ) from error
     except OSError as error:
-        print_log(f'{work_dir} cannot be locked against a second run: {error}', logger='current', level=30)
+        what = f'cannot lock {work_dir}, so a second run there would not be detected: {error}'
+        print_log(what, logger='current', level=30)
         return
     file.truncate(0)
     file.write(
