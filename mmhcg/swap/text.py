@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from mmhcg.runs.config import detector_of
 from mmhcg.runs.errors import UserError
+from mmhcg.weights.files import WeightsError, check_new
 
 LINE = 100  # characters of a written config
 
@@ -35,10 +36,10 @@ def config_text(base: str, old: Config, new: Config, out: str | Path | None = No
 
 def check_out(out: str | Path) -> None:
     """Raises UserError unless `out` names a new `.py` file."""
-    if Path(out).suffix != '.py':
-        raise UserError(f"the new config's file must end in .py, not {str(out)!r}")
-    if os.path.lexists(out):
-        raise UserError(f'{out} is there already: remove it or name another file')
+    try:
+        check_new(out, ['.py'])
+    except (WeightsError, OSError) as error:
+        raise UserError(str(error)) from error
 
 
 def write_config(text: str, out: str | Path) -> None:
