@@ -27,8 +27,7 @@ from mmhcg.swap.old import (
     norm_of,
 )
 from mmhcg.swap.readers import refuse_dependence, replace_channels
-
-ARCHS = ('b', 'c')
+from mmhcg.weights.names import ARCHS
 
 
 @torch.random.fork_rng(devices=[])  # the networks that are built on the way draw random weights
