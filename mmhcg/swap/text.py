@@ -19,7 +19,8 @@ LINE = 100  # characters of a written config
 def config_text(base: str, old: Config, new: Config, out: str | Path | None = None) -> str:
     """A config file that inherits from `base`, which holds `old`, and says what is different in `new`.
 
-    Where `base` is a file it stands there as given, or by the path to it from the file `out`.
+    Where `base` is a file it stands there as given, or by the path to it from the file `out`: an absolute
+    one where a link is on the way, for MMEngine drops a folder before `..` without looking where it leads.
 
     Raises:
         UserError: The file would not be read as `new`.
@@ -30,8 +31,13 @@ def config_text(base: str, old: Config, new: Config, out: str | Path | None = No
         path = base
     else:
         _check(base, os.path.abspath(base), new, body)
-        path = Path(os.path.relpath(base, Path(out).resolve().parent) if out else base).as_posix()
+        path = Path(_path_from(Path(out).parent, base) if out else base).as_posix()
     return f'"""HCGNet-{detector_of(new).backbone.arch.upper()} in {path}"""\n\n_base_ = {path!r}\n\n{body}'
+
+
+def _path_from(folder: Path, base: str) -> str:
+    near, real = (os.path.relpath(f(base), f(folder)) for f in (os.path.abspath, os.path.realpath))
+    return near if near == real else os.path.abspath(base)
 
 
 def check_out(out: str | Path) -> None:
