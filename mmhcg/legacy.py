@@ -29,6 +29,11 @@ def _move_last(boxes: Tensor, x: float, y: float) -> Tensor:
     return boxes + boxes.new_tensor([0, 0, x, y])
 
 
+def _scale(image: DetDataSample | dict) -> tuple[float, float]:
+    """Of x and y, which pipelines leave out where nothing is resized."""
+    return image.get('scale_factor', (1, 1))
+
+
 class LegacyMaskRCNN(MaskRCNN):
     """Mask R-CNN whose parts see last pixels where its user sees edges, as in COCO: x2 = x1 + width.
 
@@ -40,7 +45,7 @@ class LegacyMaskRCNN(MaskRCNN):
         """Losses on annotations with edges."""
         moved = []
         for sample in batch_data_samples:
-            x_scale, y_scale = sample.get('scale_factor', (1, 1))  # absent where nothing was resized
+            x_scale, y_scale = _scale(sample)
             instances = sample.gt_instances.new()
             instances.bboxes = _move_last(instances.bboxes, -x_scale, -y_scale)
             moved.append(sample.new())
@@ -53,7 +58,7 @@ class LegacyMaskRCNN(MaskRCNN):
         """Detections with edges, of the original image if `rescale`."""
         samples = super().predict(batch_inputs, batch_data_samples, rescale)
         for sample in samples:
-            pixel = (1, 1) if rescale else sample.scale_factor
+            pixel = (1, 1) if rescale else _scale(sample)
             sample.pred_instances.bboxes = _move_last(sample.pred_instances.bboxes, *pixel)
         return samples
 
@@ -120,7 +125,7 @@ class LegacyFCNMaskHead(FCNMaskHead):
         activate_map: bool = False,
     ) -> Tensor:
         """Masks (N, H, W) of one image; `bboxes` (N, 4) are rescaled in place, as MMDetection expects."""
-        scale = bboxes.new_tensor(img_meta['scale_factor'])
+        scale = bboxes.new_tensor(_scale(img_meta))
         height, width = img_meta['ori_shape'][:2]
         if rescale:
             bboxes /= scale.repeat(2)

@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+from math import gcd
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from compare import in_our_names, relative_error
+from mmengine.model import PretrainedInit
 from mmengine.registry import MODELS, DefaultScope
+from oracle import Oracle, random_state
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -15,8 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 import mmhcg
 from mmhcg import HCGNet
 from mmhcg.analysis.operators import saved_bytes
+from mmhcg.network import Trunk
+from mmhcg.stack.checkpoints import CheckpointError
 
+GATE_NORMS = ('update.norm', 'forget.norm')
 SMALL = dict(blocks=(1, 2, 1, 1), growth_rates=(8, 8, 12, 12))
+
+
+class OwnGroupNorm(nn.GroupNorm):
+    """As users have them."""
 
 
 def image(batch=2, height=64, width=96):
@@ -117,6 +128,11 @@ def test_one_training_image_without_norm_eval_says_what_to_set(norm_cfg):
         (dict(type='BN'), (nn.BatchNorm2d, nn.BatchNorm1d)),
         (dict(type='SyncBN'), nn.SyncBatchNorm),
         (dict(type='GN', num_groups=32), nn.GroupNorm),
+        (dict(type='BN2d'), (nn.BatchNorm2d, nn.BatchNorm1d)),
+        (dict(type=nn.BatchNorm2d), (nn.BatchNorm2d, nn.BatchNorm1d)),
+        (dict(type=nn.SyncBatchNorm), nn.SyncBatchNorm),
+        (dict(type=nn.GroupNorm, num_groups=32), nn.GroupNorm),
+        (dict(type=OwnGroupNorm, num_groups=32), OwnGroupNorm),
     ],
 )
 @pytest.mark.parametrize('arch', [SMALL, 'b'])
@@ -128,6 +144,14 @@ def test_norm_cfg_reaches_every_norm(norm_cfg, kinds, arch):
     smgs, transitions = sum(len(stage.block) for stage in model.stages), 3
     assert len(norms) == 3 + 6 * smgs + 5 * transitions + 4
     assert all(norm.eps == 1e-3 and not norm.weight.requires_grad for norm in norms)
+    on_contexts = {name: norm for name, norm in model.named_modules() if name.endswith(GATE_NORMS)}
+    assert len(on_contexts) == 2 * (smgs + transitions)
+    if 'num_groups' in norm_cfg:
+        assert {norm.num_groups for norm in on_contexts.values()} == {1}
+        on_maps = [norm for norm in norms if norm not in on_contexts.values()]
+        assert all(norm.num_groups == gcd(32, norm.num_channels) for norm in on_maps)
+    elif isinstance(kinds, tuple):
+        assert {type(norm) for norm in on_contexts.values()} == {nn.BatchNorm1d}
 
 
 def test_group_norm_trains_on_one_image_and_its_gates_depend_on_it():
@@ -155,10 +179,80 @@ def test_coco_recipe_keeps_little_for_the_backward_pass(with_cp, limit):
     assert sum(feat.nbytes for feat in features[1:3]) < saved <= limit
 
 
-@pytest.mark.parametrize('frozen_stages', [-2, 5])
-def test_frozen_stages_out_of_range_are_refused(frozen_stages):
-    with pytest.raises(ValueError, match=r'frozen_stages must be in -1\.\.4'):
+@pytest.mark.parametrize('frozen_stages', [-2, 5, '1', None, 1.0])
+def test_frozen_stages_that_are_not_there_are_refused(frozen_stages):
+    with pytest.raises(ValueError, match=rf'frozen_stages must be .* -1\.\.4, not {frozen_stages!r}'):
         HCGNet(SMALL, frozen_stages=frozen_stages)
+
+
+def test_frozen_stages_are_among_those_built():
+    assert HCGNet(SMALL, out_indices=(0,), frozen_stages=1).frozen_stages == 1
+    with pytest.raises(ValueError, match=r'-1\.\.1, not 3'):
+        HCGNet(SMALL, out_indices=(0,), frozen_stages=3)
+
+
+@pytest.mark.parametrize(('arch', 'stages'), [('a1', (0, 1, 2)), (SMALL, (0, 1, 2, 3))])
+def test_all_stages_are_returned_unless_some_are_chosen(arch, stages):
+    assert HCGNet(arch).out_indices == stages
+
+
+@pytest.mark.parametrize('in_channels', [1, 4])
+def test_images_of_other_channels_have_the_features_of_the_oracle(in_channels):
+    state = random_state('b', in_channels=in_channels)
+    model = HCGNet('b', in_channels=in_channels).double().eval()
+    model.load_state_dict(in_our_names(state, 'b'))
+    image = torch.randn(1, in_channels, 33, 57, dtype=torch.float64)
+    with torch.no_grad():
+        errors = list(map(relative_error, model(image), Oracle(state, 'b')(image)))
+    assert len(errors) == 4 and max(errors) <= 1e-10
+
+
+def test_sync_batch_norm_needs_one_image_per_gpu_where_there_are_several(monkeypatch):
+    monkeypatch.setattr('mmhcg.backbone.get_world_size', lambda: 2)
+    monkeypatch.setattr(Trunk, 'forward', lambda self, image: 'runs')  # for the norm would ask the others
+    assert HCGNet(SMALL, norm_cfg=dict(type='SyncBN'))(image(batch=1)) == 'runs'
+    with pytest.raises(ValueError, match='norm_eval=True'):
+        HCGNet(SMALL)(image(batch=1))
+
+
+@pytest.mark.parametrize(
+    'norm_cfg',
+    [
+        *({'type': kind} for kind in ('IN', 'LN', 'BN1d', 'BN3d', 'NoNorm', nn.LayerNorm, 5, None)),
+        *(None, 'BN', {}, dict(type='GN'), dict(type='GN', num_groups=0)),
+        *(dict(type=nn.GroupNorm, num_groups=n) for n in (-1, '8', 8.0)),
+    ],
+    ids=str,
+)
+def test_norms_that_the_network_cannot_use_are_refused(norm_cfg):
+    with pytest.raises(ValueError, match=r'norm_cfg must be a dict of type BN, SyncBN or GN, not ') as error:
+        HCGNet(SMALL, norm_cfg=norm_cfg)
+    assert repr(norm_cfg) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('init_cfg', 'error', 'message'),
+    [
+        ('w.pth', TypeError, "must be None, a dict or a list of dicts, not 'w.pth'"),
+        ([None], TypeError, r'not \[None\]'),
+        (dict(type='Pretrained'), ValueError, 'must name its file'),
+        ([dict(type=PretrainedInit, checkpoint=None)], ValueError, 'must name its file'),
+        ([dict(layer='Conv2d')], ValueError, 'has no type'),
+    ],
+)
+def test_initialisations_that_say_too_little_are_refused(init_cfg, error, message):
+    with pytest.raises(error, match=f'init_cfg.*{message}'):
+        HCGNet(SMALL, init_cfg=init_cfg)
+
+
+@pytest.mark.parametrize('kind', ['Pretrained', PretrainedInit])
+def test_every_pretrained_file_of_a_list_must_fit(tmp_path, kind):
+    model = HCGNet(SMALL)
+    torch.save(dict(list(model.state_dict().items())[:-9]), tmp_path / 'part.pth')
+    inits = [dict(type='Kaiming', layer='Conv2d'), dict(type=kind, checkpoint=str(tmp_path / 'part.pth'))]
+    for init_cfg in (inits, inits[1]):
+        with pytest.raises(CheckpointError, match=r'part\.pth: does not fit HCGNet'):
+            HCGNet(SMALL, init_cfg=init_cfg).init_weights()
 
 
 def _train_a_step_of_each(rank, path):
@@ -173,6 +267,7 @@ def _train_a_step_of_each(rank, path):
                 loss.backward()
             used = [p.grad is not None for p in backbone.parameters() if p.requires_grad]
             assert all(used), (out_indices, frozen_stages)
+            assert bool(used) == (frozen_stages <= out_indices[-1]), (out_indices, frozen_stages)
     torch.distributed.destroy_process_group()
 
 

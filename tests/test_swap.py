@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from compare_configs import differences, without_scopes
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from test_configs import differences, without_scopes
+from mmengine.registry import MODELS as ROOT
+from mmengine.registry import Registry
 from tiny_run import CONFIGS
 from torch import nn
 
@@ -281,3 +283,56 @@ def test_introspection():
         assert mmhcg.get_config(name).to_dict() == Config.fromfile(CONFIGS / f'{name[:30]}.py').to_dict()
     with pytest.raises(FileNotFoundError, match='mask_rcnn_hcgnet_c_fpn_1x_coco'):
         mmhcg.get_config('nonsense')
+
+
+@MODELS.register_module()
+class Odd(nn.Module):
+    """Returns what it is told to."""
+
+    def __init__(self, tested, trained=None):
+        super().__init__()
+        self.layer, self.tested, self.trained = nn.Conv2d(3, 4, 1), tested, trained or tested
+
+    def forward(self, images):
+        feat = self.layer(F.avg_pool2d(images, 4))
+        answers = dict(good=[feat], none=None, mixed=[feat, 3], empty=[], flat=feat.flatten(1))
+        return answers[self.trained if self.training else self.tested]
+
+
+@pytest.mark.parametrize('odd', ['none', 'mixed', 'empty', 'flat'])
+def test_backbones_that_return_no_maps_are_refused(odd):
+    assert measure_levels(Odd('good')) == [Level(4, 4)]
+    for network in (Odd(odd), Odd('good', odd)):
+        with pytest.raises(SwapError, match='Odd returns something else than a map for each level'):
+            measure_levels(network)
+
+
+def test_a_number_of_several_levels_is_nobodys():
+    cfg = averages(4, 8, channels=(8, 8), neck=dict(type='FPN', in_channels=8, out_channels=4, num_outs=2))
+    with pytest.raises(SwapError, match=r'has `in_channels` of \[8, 8\]'):
+        swap_backbone(cfg)
+
+
+def test_heads_that_do_not_read_what_a_neck_passes_on_stay():
+    out = (7, 8, 16)
+    neck = dict(type='SSDNeck', in_channels=(7, 8), out_channels=out, level_strides=(2,), level_paddings=(1,))
+    heads = dict(head=dict(in_channels=out), extra=dict(in_channels=7))
+    model = swap_backbone(averages(4, 8, neck=neck, **heads)).model
+    assert (model.head.in_channels, model.extra.in_channels) == ((160, 368, 16), 7)
+
+
+ELSEWHERE = Registry('model', parent=ROOT, scope='elsewhere')
+
+
+@ELSEWHERE.register_module()
+class Foreign(Averages):
+    """Known to another library alone."""
+
+
+def test_types_are_looked_for_in_the_scope_of_the_config():
+    cfg = averages(4, 8, head=dict(in_channels=[7, 8]))
+    cfg.model.backbone.type = 'Foreign'
+    with pytest.raises(UserError, match='Foreign'):
+        swap_backbone(cfg)
+    cfg.default_scope = 'elsewhere'
+    assert swap_backbone(cfg).model.head.in_channels == [160, 368]

@@ -1,5 +1,7 @@
 """What the new backbone takes over from the old one: weights, what is frozen, norms, checkpointing."""
 
+import re
+
 import pytest
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
@@ -140,4 +142,15 @@ def test_checkpointing_stays(cfg):
 
 def test_images_of_other_channels(cfg):
     cfg.model.backbone.in_channels = 4
-    assert swapped(cfg).in_channels == 4
+    backbone = swapped(cfg)
+    assert (backbone.in_channels, backbone.init_cfg, backbone.frozen_stages) == (4, None, -1)
+    backbone = swapped(cfg, pretrained='four_channels.pth')
+    assert (backbone.init_cfg.checkpoint, backbone.frozen_stages) == ('four_channels.pth', 1)
+
+
+@pytest.mark.parametrize('options', [dict(pretrained=1), dict(pretrained=['w.pth']), dict(norm_eval='x')])
+def test_options_of_another_type_are_refused(cfg, options):
+    (name, value), *_ = options.items()
+    with pytest.raises(UserError, match=re.escape(f'or None, not {value!r}')) as error:
+        swap_backbone(cfg, **options)
+    assert str(error.value).startswith(f'{name} must be ')

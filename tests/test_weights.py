@@ -21,6 +21,8 @@ from tiny_run import CONFIGS, REPO, load_tool
 from mmhcg import HCGNet
 from mmhcg.stack.checkpoints import CheckpointError, load_checkpoint_file
 from mmhcg.weights import WeightsError, check_new, convert_checkpoint, restore_checkpoint, save_weights
+from mmhcg.weights.entries import FULL, form_fault
+from mmhcg.weights.fit import check_fit
 
 TOOL = REPO / 'tools' / 'convert_checkpoint.py'
 
@@ -173,6 +175,34 @@ def test_going_back_gives_the_authors_names(detection, tmp_path):
     backbone, report = restore_checkpoint(tmp_path / 'epoch_12.pth', 'classification')
     assert equal(backbone, classification_layout(backbone_entries()))
     assert set(report.left_over) == {name for name in state if not name.startswith('backbone.')}
+
+
+def test_a_classifier_goes_back_as_its_backbone(tmp_path):
+    torch.save({'net': classification_file()}, tmp_path / 'a.pth.tar')
+    state, _ = convert_checkpoint(tmp_path / 'a.pth.tar', with_classifier=True)
+    torch.save({'state_dict': state}, tmp_path / 'classifier.pth')
+    for kind in ('auto', 'classification'):
+        theirs, report = restore_checkpoint(tmp_path / 'classifier.pth', kind)
+        assert (report.kind, report.left_over) == ('classification', ('head.fc.weight', 'head.fc.bias'))
+        assert equal(theirs, classification_layout(backbone_entries()))
+    with pytest.raises(WeightsError, match='the heads of a detector are missing'):
+        restore_checkpoint(tmp_path / 'classifier.pth', 'detection')
+
+
+def test_detectors_of_no_class_are_refused(tmp_path, detection):
+    _, theirs, ours, _ = detection
+    for convert, entries in ((convert_checkpoint, theirs), (restore_checkpoint, ours)):
+        background = entries is theirs  # has a box and a mask there
+        rows = {'fc_cls': 1, 'fc_reg': 4 * background, 'conv_logits': int(background)}
+        none = dict(entries)
+        for name in entries:
+            if (layer := name.split('.')[-2]) in rows:
+                none[name] = entries[name][: rows[layer]].clone()
+        torch.save({'state_dict': none}, tmp_path / 'none.pth')
+        with pytest.raises(
+            WeightsError, match=r'fc_cls\.weight has shape \(1, 1024\) instead of \(2, 1024\)'
+        ):
+            convert(tmp_path / 'none.pth')
 
 
 def test_detectors_of_other_classes_go_both_ways(tmp_path):
@@ -513,3 +543,21 @@ def test_the_tool_writes_once_and_overwrites_nothing(tmp_path, capsys):
     back = torch.load(tmp_path / 'back.pth', weights_only=True)
     assert equal(back, classification_layout(backbone_entries()))
     assert sorted(path.name for path in tmp_path.iterdir()) == ['a.pth.tar', 'back.pth', 'w.safetensors']
+
+
+def test_counters_are_not_needed_and_wrappers_make_no_difference():
+    model = HCGNet(dict(blocks=(1,), growth_rates=(8,)), out_indices=(0,))
+    state = model.state_dict()
+    older = {name: tensor for name, tensor in state.items() if not name.endswith('num_batches_tracked')}
+    assert len(older) < len(state)
+    check_fit('older.pth', older, model)
+    for content in (state, {f'module.{name}': tensor for name, tensor in state.items()}):
+        check_fit('w.pth', content, torch.nn.DataParallel(model))
+    with pytest.raises(CheckpointError, match=r'stem\.0\.conv\.weight is missing'):
+        check_fit('w.pth', dict(list(state.items())[1:]), torch.nn.DataParallel(model))
+
+
+@pytest.mark.filterwarnings('ignore')  # what becomes of quantised types in PyTorch
+def test_quantised_tensors_are_of_another_type():
+    odd = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8)
+    assert form_fault(odd, FULL) == 'is of type torch.quint8 instead of torch.float32 or torch.float64'

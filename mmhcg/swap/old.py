@@ -74,29 +74,27 @@ def measure_levels(network: nn.Module, in_channels: int = 3) -> list[Level]:
     network.eval()  # whose return value is not to be relied on
     try:
         with torch.no_grad():
-            maps = network(_images(network, 1, in_channels))
+            answer = network(_images(network, 1, in_channels))
             network.train()
             learning = network(_images(network, 2, in_channels))
             network.eval()
     except Exception as error:  # of any backbone
         raise SwapError(f'{name} does not run on an image: {type(error).__name__}: {error}') from error
-    if isinstance(learning, (list, tuple)) and any(len(feat) != 2 for feat in learning):
+    maps, learning = _listed(answer), _listed(learning)
+    if not maps or not learning or any(len(feat) != 1 for feat in maps):
+        raise SwapError(f'{name} returns something else than a map for each level')
+    if any(len(feat) != 2 for feat in learning):
         count = len(learning[0]) // 2
         raise SwapError(f'{name} returns {count} maps an image and level when it is trained')
-    levels = []
-    for feat in _listed(maps):
-        if not isinstance(feat, Tensor) or feat.dim() != 4 or len(feat) != 1:
-            raise SwapError(f'{name} returns something else than a map for each level')
-        levels.append(_level(feat))
-    return levels
+    return [_level(feat) for feat in maps]
 
 
 def count_frozen(network: nn.Module, strides: Sequence[int], in_channels: int = 3) -> int:
     """How many stages of an HCGNet with these `strides` have their like in frozen parts of a backbone.
 
-    Counted as `frozen_stages` in `HCGNet`. What the backbone's own option counts differs: stages, layers or
-    blocks. So it is trained on two images: a stage is frozen if the level of its stride gets no gradient, or,
-    where that is not returned, if any convolution of its stride is frozen.
+    Counted as `frozen_stages` in `HCGNet`. Backbones count `frozen_stages` differently (stages, layers,
+    blocks), so it is measured: a stage is frozen if the level of its stride gets no gradient in training on
+    two images, or, where that is not returned, if any convolution of its stride is frozen.
     """
     frozen = []  # strides
     network.train()  # which freezes
@@ -121,8 +119,12 @@ def _images(network: nn.Module, count: int, channels: int) -> Tensor:
     return next(network.parameters()).new_zeros(count, channels, IMAGE, IMAGE)
 
 
-def _listed(maps: Any) -> Sequence[Any]:
-    return [maps] if isinstance(maps, Tensor) else maps
+def _listed(answer: Any) -> Sequence[Tensor]:
+    """The maps (N, C, H, W) that a backbone returns; none where it returns anything else."""
+    maps = [answer] if isinstance(answer, Tensor) else answer
+    if not isinstance(maps, (list, tuple)):
+        return []
+    return maps if all(isinstance(feat, Tensor) and feat.dim() == 4 for feat in maps) else []
 
 
 def _level(feat: Tensor) -> Level:

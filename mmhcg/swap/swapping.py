@@ -27,8 +27,7 @@ from mmhcg.swap.old import (
     norm_of,
 )
 from mmhcg.swap.readers import refuse_dependence, replace_channels
-
-ARCHS = ('b', 'c')
+from mmhcg.weights.names import ARCHS
 
 
 @torch.random.fork_rng(devices=[])  # the networks that are built on the way draw random weights
@@ -52,8 +51,8 @@ def swap_backbone(
         cfg: A config file, a name such as 'mmdet::atss/atss_r50_fpn_1x_coco.py', a Config or its dict.
         arch: 'b' or 'c'.
         pretrained: File of the backbone's first weights; True: 'checkpoints/hcgnet_<arch>_in1k.safetensors';
-            False: none. None: as True where the old backbone had pretrained weights and its norm is not GN,
-            for which there are none.
+            False: none. None: as True where the old backbone had pretrained weights, unless its norm is GN or
+            its images have other channels than three, for which there are none.
         frozen_stages: As in `HCGNet`. None: what is frozen in the old backbone, by the strides of its maps;
             nothing without pretrained weights.
         norm_eval: As in `HCGNet`. None: as the old backbone, True where it has no such option; False without
@@ -71,7 +70,7 @@ def swap_backbone(
     network = build_backbone(cfg)
     levels = measure_levels(network, detector.backbone.get('in_channels', 3))
     indices = _stages_for(levels, arch)
-    _check_frozen(frozen_stages, indices[-1] + 1)
+    _check_options(pretrained, frozen_stages, indices[-1] + 1, norm_eval)
     detector.backbone = _backbone(cfg, network, arch, indices, pretrained, frozen_stages, norm_eval)
     if cfg.get('load_from'):
         cfg.load_from = None
@@ -98,7 +97,11 @@ def _stages_for(levels: Sequence[Level], arch: str) -> tuple[int, ...]:
     return tuple(known.index(stride) for stride in strides)
 
 
-def _check_frozen(frozen_stages: int | None, most: int) -> None:
+def _check_options(pretrained: Any, frozen_stages: Any, most: int, norm_eval: Any) -> None:
+    if not isinstance(pretrained, (str, Path, bool, type(None))):
+        raise UserError(f'pretrained must be a file, True, False or None, not {pretrained!r}')
+    if not isinstance(norm_eval, (bool, type(None))):
+        raise UserError(f'norm_eval must be True, False or None, not {norm_eval!r}')
     fits = isinstance(frozen_stages, int) and -1 <= frozen_stages <= most
     if frozen_stages is not None and not fits:
         raise UserError(f'frozen_stages must be a whole number in -1..{most} here, not {frozen_stages!r}')
@@ -117,7 +120,7 @@ def _backbone(
     old = detector_of(cfg).backbone
     norm_cfg, in_channels = norm_of(old), old.get('in_channels', 3)
     if pretrained is None:
-        pretrained = has_pretrained(cfg) and norm_cfg['type'] != 'GN'  # weights are for BN
+        pretrained = has_pretrained(cfg) and norm_cfg['type'] != 'GN' and in_channels == 3  # as the files are
     if pretrained is True:
         pretrained = f'checkpoints/hcgnet_{arch}_in1k.safetensors'
     if not pretrained:  # what starts at random has to learn

@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from mmhcg.runs.config import detector_of
 from mmhcg.runs.errors import UserError
+from mmhcg.weights.files import WeightsError, check_new
 
 LINE = 100  # characters of a written config
 
@@ -18,7 +19,8 @@ LINE = 100  # characters of a written config
 def config_text(base: str, old: Config, new: Config, out: str | Path | None = None) -> str:
     """A config file that inherits from `base`, which holds `old`, and says what is different in `new`.
 
-    Where `base` is a file it stands there as given, or by the path to it from the file `out`.
+    Where `base` is a file it stands there as given, or by the path to it from the file `out`: an absolute
+    one where a link is on the way, for MMEngine drops a folder before `..` without looking where it leads.
 
     Raises:
         UserError: The file would not be read as `new`.
@@ -29,16 +31,21 @@ def config_text(base: str, old: Config, new: Config, out: str | Path | None = No
         path = base
     else:
         _check(base, os.path.abspath(base), new, body)
-        path = Path(os.path.relpath(base, Path(out).resolve().parent) if out else base).as_posix()
+        path = Path(_path_from(Path(out).parent, base) if out else base).as_posix()
     return f'"""HCGNet-{detector_of(new).backbone.arch.upper()} in {path}"""\n\n_base_ = {path!r}\n\n{body}'
+
+
+def _path_from(folder: Path, base: str) -> str:
+    near, real = (os.path.relpath(f(base), f(folder)) for f in (os.path.abspath, os.path.realpath))
+    return near if near == real else os.path.abspath(base)
 
 
 def check_out(out: str | Path) -> None:
     """Raises UserError unless `out` names a new `.py` file."""
-    if Path(out).suffix != '.py':
-        raise UserError(f"the new config's file must end in .py, not {str(out)!r}")
-    if os.path.lexists(out):
-        raise UserError(f'{out} is there already: remove it or name another file')
+    try:
+        check_new(out, ['.py'])
+    except (WeightsError, OSError) as error:
+        raise UserError(str(error)) from error
 
 
 def write_config(text: str, out: str | Path) -> None:

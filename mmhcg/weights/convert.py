@@ -13,21 +13,13 @@ from torch import Tensor
 
 from mmhcg.network import get_variant
 from mmhcg.weights.files import WeightsError, check_values, read_entries
-from mmhcg.weights.names import COUNTER, table, to_ours, to_theirs
+from mmhcg.weights.names import ARCHS, COUNTER, table, to_ours, to_theirs
 
 KINDS = ('auto', 'classification', 'detection')
-ARCHS = ('b', 'c')  # those with published files
 CLASSIFIER = {'classifier.weight': 'head.fc.weight', 'classifier.bias': 'head.fc.bias'}  # mmpretrain's names
 COCO_CLASSES = 80
 MOST_CLASSES = 100_000  # ImageNet has 21,843 in all; far more are no classes but a claim on memory
 SHOWN = 3  # names or faults of a kind that a message lists
-# How names begin that only one layout has.
-LAYOUTS = {
-    'features.': ('authors', 'classification'),
-    'backbone.stem0.': ('authors', 'detection'),
-    'stem.': ('ours', 'classification'),
-    'backbone.stem.': ('ours', 'detection'),
-}
 
 
 class Entry(NamedTuple):
@@ -101,19 +93,16 @@ def convert_checkpoint(
         mmhcg.stack.checkpoints.CheckpointError: The file cannot be read, or asks for code to be run.
     """
     entries = read_entries(src)
-    kind, _ = _check_layout(src, entries, 'authors', kind)
+    kind = _kind_of(src, entries, 'authors', kind)
     classes = max(_rows(src, entries, 'bbox_head.fc_cls.bias', COCO_CLASSES + 1) - 1, 1)
     unused = CLASSIFIER if kind == 'classification' else ()
     left_over = tuple(name for name in entries if name in unused)
-    wanted = {
-        arch: [
-            Entry(theirs, ours, to_theirs(ours, like), partial(to_ours, ours))
-            for ours, (theirs, like) in table(kind, arch, classes).items()
-        ]
-        for arch in ARCHS
-    }
     taken = {name: tensor for name, tensor in entries.items() if name not in unused}
-    arch, state = _match(src, kind, taken, wanted)
+
+    def entry(ours: str, theirs: str, like: Tensor) -> Entry:
+        return Entry(theirs, ours, to_theirs(ours, like), partial(to_ours, ours))
+
+    arch, state = _match(src, kind, taken, _wanted(kind, classes, entry))
     if left_over:
         _check_classifier(src, entries, get_variant(arch).stage_channels[-1])
     check_values(src, entries)
@@ -133,27 +122,24 @@ def restore_checkpoint(src: str | Path, kind: str = 'auto') -> tuple[dict[str, T
     1 stored for the background's box and mask, and never used, becomes zeros.
 
     Args:
-        src: A backbone's weights, or a checkpoint of the Mask R-CNN around it.
-        kind: Of the file to make: 'classification', which takes the backbone out of a detector and has no
-            classifier, 'detection', or 'auto' to go by what is there.
+        src: A backbone's weights, or a checkpoint of the Mask R-CNN or the classifier around it.
+        kind: Of the file to make: 'classification', which takes the backbone out of what is around it and has
+            no classifier, 'detection', or 'auto' to go by what is there.
 
     Raises: as `convert_checkpoint`.
     """
     entries = read_entries(src)
-    kind, found = _check_layout(src, entries, 'ours', kind)
+    kind = _kind_of(src, entries, 'ours', kind)
     taken, left_over = entries, tuple[str, ...]()
-    if kind == 'classification' and found == 'detection':
+    if kind == 'classification' and _any(entries, 'backbone.') and not _any(entries, 'stem.'):
         left_over = tuple(name for name in entries if not name.startswith('backbone.'))
         taken = {name.removeprefix('backbone.'): entries[name] for name in entries if name not in left_over}
     classes = max(_rows(src, entries, 'roi_head.mask_head.conv_logits.bias', COCO_CLASSES), 1)
-    wanted = {
-        arch: [
-            Entry(ours, theirs, like, partial(to_theirs, ours))
-            for ours, (theirs, like) in table(kind, arch, classes).items()
-        ]
-        for arch in ARCHS
-    }
-    arch, state = _match(src, kind, taken, wanted)
+
+    def entry(ours: str, theirs: str, like: Tensor) -> Entry:
+        return Entry(ours, theirs, like, partial(to_theirs, ours))
+
+    arch, state = _match(src, kind, taken, _wanted(kind, classes, entry))
     check_values(src, taken)
     return state, Report(kind, arch, len(taken), len(state), left_over)
 
@@ -164,8 +150,25 @@ def _first(names: Collection[str]) -> list[str]:
     return [*list(names)[:SHOWN], *more]
 
 
-def _check_layout(src: str | Path, entries: Mapping[str, Tensor], wanted: str, kind: str) -> tuple[str, str]:
-    """The kind to go by, and the kind of file that this is, by its names.
+def _any(entries: Collection[str], *starts: str) -> bool:
+    return any(name.startswith(starts) for name in entries)
+
+
+def _layout_of(entries: Collection[str]) -> tuple[str | None, str]:
+    """Whose names these are, 'authors' or 'ours', if it can be told, and the kind of file that has them."""
+    if _any(entries, 'features.'):
+        return 'authors', 'classification'
+    if _any(entries, 'backbone.stem0.'):
+        return 'authors', 'detection'
+    if _any(entries, 'stem.'):
+        return 'ours', 'classification'
+    if _any(entries, 'backbone.stem.'):  # mmpretrain's classifier has no neck with entries
+        return 'ours', 'detection' if _any(entries, 'neck.', 'roi_head.') else 'classification'
+    return None, 'detection' if _any(entries, 'backbone.') else 'classification'
+
+
+def _kind_of(src: str | Path, entries: Collection[str], wanted: str, kind: str) -> str:
+    """The kind to go by.
 
     Args:
         wanted: Whose names it should have: 'authors' or 'ours'.
@@ -176,20 +179,25 @@ def _check_layout(src: str | Path, entries: Mapping[str, Tensor], wanted: str, k
     """
     if kind not in KINDS:
         raise ValueError(f'kind must be one of {", ".join(KINDS)}, not {kind!r}')
-    layouts = [layout for start, layout in LAYOUTS.items() if any(name.startswith(start) for name in entries)]
-    kinds = [found for whose, found in layouts if whose == wanted]
-    if layouts and not kinds:
-        whose = 'our names' if wanted == 'authors' else "the authors' names"
-        raise WeightsError(f'{src}: these are already {whose}; it needs no conversion')
-    has_backbone = any(name.startswith('backbone.') for name in entries)
-    found = kinds[0] if kinds else 'detection' if has_backbone else 'classification'
-    if kind in ('auto', found) or not kinds:
-        return (found if kind == 'auto' else kind), found
-    if wanted == 'authors':
+    whose, found = _layout_of(entries)
+    if whose not in (wanted, None):
+        names = 'our names' if wanted == 'authors' else "the authors' names"
+        raise WeightsError(f'{src}: these are already {names}; it needs no conversion')
+    if kind == 'auto':
+        return found
+    if whose == 'authors' and kind != found:
         raise WeightsError(f'{src}: by its names this is a {found} file, not a {kind} file: --kind {found}')
-    if kind == 'detection':
+    if whose == 'ours' and kind == 'detection' and found != kind:
         raise WeightsError(f'{src}: holds a backbone alone, so the heads of a detector are missing')
-    return kind, found
+    return kind
+
+
+def _wanted(kind: str, classes: int, entry: Callable[[str, str, Tensor], Entry]) -> dict[str, list[Entry]]:
+    """By variant: `entry` of each of our names, the authors' name for it and a tensor of our shape."""
+    return {
+        arch: [entry(ours, theirs, like) for ours, (theirs, like) in table(kind, arch, classes).items()]
+        for arch in ARCHS
+    }
 
 
 def _check_classifier(src: str | Path, entries: Mapping[str, Tensor], channels: int) -> None:

@@ -17,7 +17,7 @@ HALF = (torch.float16, torch.bfloat16)
 def tensors_of(content: Any) -> Iterator[tuple[str, Tensor]]:
     """Each tensor in nested dicts, lists and tuples, once, with its dotted path.
 
-    A file may nest them without end, or name one as often as it likes.
+    Handles arbitrarily deep nesting and repeated or cyclic references.
     """
     waiting, seen = [('', content)], set()
     while waiting:
@@ -40,8 +40,8 @@ def form_fault(entry: object, dtypes: Collection[torch.dtype]) -> str | None:
     """
     if not isinstance(entry, Tensor):
         return f'is no tensor ({type(entry).__name__})'
-    if entry.is_nested or entry.layout != torch.strided or entry.is_quantized or entry.is_meta:
-        return 'is no plain tensor: it is nested, sparse, quantised or without data'
+    if entry.is_nested or entry.layout != torch.strided or entry.is_meta:
+        return 'is no plain tensor: it is nested, sparse or without data'
     if entry.dtype not in dtypes:
         return f'is of type {entry.dtype} instead of {" or ".join(map(str, dtypes))}'
     span = 1 + sum((size - 1) * stride for size, stride in zip(entry.shape, entry.stride()))

@@ -1,4 +1,4 @@
-"""Reading files that nobody vouches for, and writing files at once or not at all."""
+"""Read untrusted checkpoints; write weights atomically."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -59,20 +59,19 @@ def check_values(src: str | Path, entries: Mapping[str, Tensor]) -> None:
             raise WeightsError(f'{src}: entry {name} {fault}')
 
 
-def check_new(dst: str | Path) -> None:
-    """Whether weights can be written there.
+def check_new(dst: str | Path, suffixes: Collection[str] = SUFFIXES) -> None:
+    """Whether a file can be written there.
 
     Raises:
-        WeightsError: `dst` ends in neither .safetensors nor .pth.
+        WeightsError: `dst` ends in none of the suffixes.
         FileExistsError: It is there already, be it as a link to nothing.
         NotADirectoryError: What should be its folder is none.
     """
-    dst = Path(dst)
-    if dst.suffix not in SUFFIXES:
-        raise WeightsError(f'{dst} must end in {" or ".join(SUFFIXES)}')
+    if Path(dst).suffix not in suffixes:
+        raise WeightsError(f'{str(dst)!r} must end in {" or ".join(suffixes)}')
     if os.path.lexists(dst):
         raise FileExistsError(f'{dst} is there already: remove it or name another file')
-    above = next(folder for folder in dst.absolute().parents if os.path.lexists(folder))
+    above = next(folder for folder in Path(dst).absolute().parents if os.path.lexists(folder))
     if not above.is_dir():
         raise NotADirectoryError(f'{dst} cannot be written, for {above} is no folder')
 
@@ -94,21 +93,18 @@ def save_weights(state: Mapping[str, Tensor], dst: str | Path) -> str:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        _publish(partial, dst)
+        publish(partial, dst)
     finally:
         partial.unlink(missing_ok=True)
     return hashlib.sha256(content).hexdigest()
 
 
-def _publish(partial: Path, dst: Path) -> None:
+def publish(partial: Path, dst: Path) -> None:
     """Give the file its name, but take that of no other, even of one that has just come to be there."""
     try:
         os.link(partial, dst)
-    except FileExistsError:
-        check_new(dst)
-        raise
-    except OSError:  # a file system without hard links
-        check_new(dst)
+    except OSError:  # it is there, or the file system has no hard links
+        check_new(dst, (dst.suffix,))
         partial.rename(dst)
 
 

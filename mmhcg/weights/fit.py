@@ -1,4 +1,7 @@
-"""Whether a checkpoint covers a network. MMEngine only logs what does not fit, and goes on at random."""
+"""Whether a checkpoint covers a network.
+
+MMEngine only logs what does not fit, and continues with random weights.
+"""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmhcg.network import Trunk, get_variant
 
+ARCHS = ('b', 'c')  # those with published files
 COUNTER = '.num_batches_tracked'  # of a norm; older files lack these
 
 # Layers of an SMG: detection layout, ours.
