@@ -13,8 +13,8 @@ import mmdet
 import yaml
 
 from mmhcg.analysis.complexity import count_complexity
-from mmhcg.analysis.rehearsal import without_pretrained
 from mmhcg.runs.config import build_detector, load_config
+from mmhcg.runs.pretrained import without_pretrained
 from mmhcg.swap import swap_backbone
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,12 +4,11 @@ import pytest
 from mmdet.models import ResNet
 from tiny_run import load_tool
 
-from mmhcg.analysis import comparison
-from mmhcg.analysis.comparison import compare_detectors
 from mmhcg.analysis.complexity import count_complexity
 from mmhcg.runs import UserError
 from mmhcg.runs.config import build_detector, load_config
-from mmhcg.swap import swap_backbone
+from mmhcg.swap import comparison, swap_backbone
+from mmhcg.swap.comparison import compare_detectors
 
 NAME = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 LEVELS = [['4', '64', '160'], ['8', '128', '368'], ['16', '256', '952'], ['32', '512', '1244']]

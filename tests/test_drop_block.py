@@ -53,6 +53,15 @@ def test_a_map_smaller_than_the_square_is_dropped_whole_or_not():
     assert DropBlock(2, 0.999)(torch.ones(1, 1, 2, 2)).isfinite().all()
 
 
+def test_half_precision_scales_by_a_count_in_float32():
+    """Numbers above 256 are rounded in bfloat16, and their count may not be."""
+    torch.manual_seed(0)
+    feat = DropBlock(2, 0.3)(torch.ones(1, 1, 64, 65, dtype=torch.bfloat16))
+    assert feat.dtype == torch.bfloat16
+    scale = torch.tensor(feat.numel() / (feat > 0).sum().item())
+    assert set(feat.unique().tolist()) == {0.0, scale.bfloat16().item()}
+
+
 @pytest.mark.parametrize(
     'wrong', [dict(block_size=0), dict(block_size=2.5), dict(block_size=2, probability=1.0)]
 )

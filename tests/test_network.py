@@ -140,12 +140,6 @@ def test_a_module_on_a_large_map_rounds_like_the_plain_formulation(dtype, scale)
     assert relative_error(ours.double(), exact) <= 2 * relative_error(plain.double(), exact)
 
 
-@pytest.mark.parametrize('in_channels', [1, 4])
-def test_in_channels(in_channels):
-    image = torch.zeros(1, in_channels, 32, 32)
-    assert len(Trunk('b', in_channels=in_channels).eval()(image)) == 4
-
-
 @pytest.mark.parametrize('out_indices', [(0,), (3,), (1, 3)])
 def test_out_indices_choose_stages_and_build_no_others(out_indices):
     state = in_our_names(random_state('b'), 'b')

@@ -9,8 +9,9 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 from torch import nn
 
-from mmhcg.analysis.rehearsal import build_untrained, rehearse, without_pretrained
 from mmhcg.runs.config import load_config
+from mmhcg.runs.pretrained import without_pretrained
+from mmhcg.swap.rehearsal import build_untrained, rehearse
 
 RETINANET = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 # What each needs beside images and boxes, and a loss that depends on it.

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from tiny_run import REPO, load_tool
 
-from mmhcg.analysis import zoo
 from mmhcg.analysis.tables import write_rows
-from mmhcg.analysis.zoo import Row, all_configs, build_both, run_zoo
+from mmhcg.swap import zoo
+from mmhcg.swap.zoo import Row, all_configs, build_both, run_zoo
 
 RETINANET = 'retinanet/retinanet_r18_fpn_1x_coco.py'
 
@@ -120,7 +120,7 @@ def test_a_second_run_goes_on_where_the_first_ended(monkeypatch, tmp_path, capsy
 
 
 def test_a_backbone_without_gradient_is_not_called_ok(monkeypatch):
-    from mmhcg.analysis.rehearsal import Rehearsal
+    from mmhcg.swap.rehearsal import Rehearsal
 
     monkeypatch.setattr(zoo, 'rehearse', lambda model: Rehearsal({'loss': 1.0}, ('stem.0.conv.weight',), 0))
     row = zoo.run_swapped(Row(RETINANET, 'replaceable', built='ok', control='ok'))

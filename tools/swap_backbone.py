@@ -23,7 +23,7 @@ def swap(config: str, arch: str, pretrained: str | bool | None, out: str | None,
     if check:
         from mmengine.logging import MMLogger
 
-        from mmhcg.analysis.comparison import compare_detectors
+        from mmhcg.swap.comparison import compare_detectors
 
         MMLogger.get_instance('check', log_level='ERROR')  # where each weight came from is not the question
         warnings.simplefilter('ignore')

@@ -13,7 +13,7 @@ def run(csv: str, jobs: int, build_only: bool) -> None:
     """Go on with the file, and sum up."""
     import torch
 
-    from mmhcg.analysis.zoo import OK, run_zoo
+    from mmhcg.swap.zoo import OK, run_zoo
 
     if jobs < 1:
         raise UserError(f'--jobs must be 1 or more, not {jobs}')

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmhcg  # noqa: F401  before mmdet, for mmcv's operators
-from mmhcg.analysis.rehearsal import init_weights, without_pretrained
-from mmhcg.runs.config import build_detector, load_config
+from mmhcg.runs.config import build_detector, init_weights, load_config
+from mmhcg.runs.pretrained import without_pretrained
 
 OBJECTS = 7  # in an image; COCO has 7.3
 

@@ -13,8 +13,7 @@ from mmengine.device import get_device
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from mmhcg.analysis.rehearsal import init_weights
-from mmhcg.runs.config import alone, detector_of, load_config
+from mmhcg.runs.config import alone, detector_of, init_weights, load_config
 from mmhcg.runs.datasets import leaf_datasets
 from mmhcg.runs.errors import UserError
 from mmhcg.runs.preflight import check_backbone, check_checkpoint

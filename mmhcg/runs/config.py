@@ -9,9 +9,11 @@ from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from torch.nn import Module
 
@@ -126,3 +128,9 @@ def build_detector(config: str | Path | Config) -> Module:
         raise UserError(
             f'{cfg.filename or "the config"}: its model cannot be built: {type(error).__name__}: {error}'
         ) from error
+
+
+def init_weights(model: Module) -> None:
+    """The model's initial weights, without MMEngine's word on every parameter."""
+    with patch.object(MMLogger.get_current_instance(), 'disabled', True):
+        model.init_weights()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 import os
 import re
+from copy import deepcopy
 from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
 from mmengine.model import PretrainedInit
 
 from mmhcg.registry import MODELS
-from mmhcg.runs.config import detector_of
+from mmhcg.runs.config import detector_of, dicts_of
 from mmhcg.runs.errors import UserError
 from mmhcg.runs.preflight import check_checkpoint
 from mmhcg.weights.fit import check_fit
@@ -68,6 +70,27 @@ def drop_pretrained(cfg: Config) -> None:
     for part in (detector_of(cfg), detector_of(cfg).backbone):
         if dropped := _pretrained(part):
             part.init_cfg = [init for init in _init_cfgs(part) if init not in dropped] or None
+
+
+def without_pretrained(cfg: Config) -> Config:
+    """A copy of the config that downloads no weights.
+
+    Distillation names its teacher's config relative to MMDetection's folder; that config itself replaces it.
+    """
+    cfg = deepcopy(cfg)
+    for _, node in dicts_of(cfg._cfg_dict):
+        for key in ('pretrained', 'load_from', 'teacher_ckpt'):
+            if key in node:
+                node[key] = None
+        init = node.get('init_cfg')
+        inits = [one for one in (init if isinstance(init, list) else [init]) if one]
+        if any('checkpoint' in one for one in inits):
+            node['init_cfg'] = [one for one in inits if 'checkpoint' not in one] or None
+        teacher = node.get('teacher_config')
+        if isinstance(teacher, str) and not os.path.isfile(teacher):
+            teacher = get_config(teacher.replace('configs/', 'mmdet::', 1))
+            node['teacher_config'] = without_pretrained(teacher)._cfg_dict
+    return cfg
 
 
 def start_from_scratch(cfg: Config, backbone_type: type) -> str:

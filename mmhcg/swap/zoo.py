@@ -23,11 +23,12 @@ import mmdet
 import torch
 
 import mmhcg
-from mmhcg.analysis.rehearsal import build_untrained, rehearse, without_pretrained
 from mmhcg.analysis.tables import write_rows
 from mmhcg.runs.config import build_detector, detector_of, load_config
 from mmhcg.runs.errors import UserError
+from mmhcg.runs.pretrained import without_pretrained
 from mmhcg.swap import SwapError, swap_backbone
+from mmhcg.swap.rehearsal import build_untrained, rehearse
 
 CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 SECONDS = 300  # that a config may take

@@ -8,10 +8,11 @@ from contextlib import suppress
 from mmengine.config import Config
 
 from mmhcg.analysis.complexity import count_complexity
-from mmhcg.analysis.rehearsal import build_untrained, predict_once, train_once, without_pretrained
 from mmhcg.runs.config import build_detector
 from mmhcg.runs.errors import UserError
+from mmhcg.runs.pretrained import without_pretrained
 from mmhcg.swap import measure_config
+from mmhcg.swap.rehearsal import build_untrained, predict_once, train_once
 
 STEPS = ('building', 'a training step', 'a prediction')
 

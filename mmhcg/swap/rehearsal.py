@@ -7,10 +7,8 @@ model, so that a backbone can be tried in detectors that nobody listed.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -22,14 +20,14 @@ from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
 from mmdet.structures import DetDataSample, TrackDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
-from mmengine.hub import get_config
-from mmengine.logging import MessageHub, MMLogger
+from mmengine.logging import MessageHub
 from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
-from mmhcg.runs.config import alone, dicts_of
+from mmhcg.runs.config import alone, dicts_of, init_weights
+from mmhcg.runs.pretrained import without_pretrained
 
 OBJECTS = 20  # that a model proposes or finds at most
 SAMPLES = 64  # boxes that a head learns from
@@ -60,27 +58,6 @@ class Rehearsal:
     detections: int | None
 
 
-def without_pretrained(cfg: Config) -> Config:
-    """A copy of the config that downloads no weights.
-
-    Distillation names its teacher's config relative to MMDetection's folder; that config itself replaces it.
-    """
-    cfg = deepcopy(cfg)
-    for _, node in dicts_of(cfg._cfg_dict):
-        for key in ('pretrained', 'load_from', 'teacher_ckpt'):
-            if key in node:
-                node[key] = None
-        init = node.get('init_cfg')
-        inits = [one for one in (init if isinstance(init, list) else [init]) if one]
-        if any('checkpoint' in one for one in inits):
-            node['init_cfg'] = [one for one in inits if 'checkpoint' not in one] or None
-        teacher = node.get('teacher_config')
-        if isinstance(teacher, str) and not os.path.isfile(teacher):
-            teacher = get_config(teacher.replace('configs/', 'mmdet::', 1))
-            node['teacher_config'] = without_pretrained(teacher)._cfg_dict
-    return cfg
-
-
 def build_untrained(cfg: Config) -> nn.Module:
     """The detector that the config trains, with initial weights, few proposals, and BN for MMSyncBN.
 
@@ -100,12 +77,6 @@ def build_untrained(cfg: Config) -> nn.Module:
     model = MODELS.build(alone(cfg.model.detector if wrapped else cfg.model))
     init_weights(model)
     return model
-
-
-def init_weights(model: nn.Module) -> None:
-    """The model's initial weights, without MMEngine's word on every parameter."""
-    with patch.object(MMLogger.get_current_instance(), 'disabled', True):
-        model.init_weights()
 
 
 def rehearse(model: nn.Module, shape: tuple[int, int] = (128, 160), images: int = 2) -> Rehearsal:
