@@ -15,7 +15,7 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
-from tiny_run import REPO, load_tool, read_scalars, write_config, write_data
+from tiny_run import REPO, load_tool, read_scalars
 
 from mmhcg.runs.config import load_config
 from mmhcg.runs.errors import DivergedError
@@ -41,15 +41,6 @@ train_cfg = dict(val_interval=3)
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=1))  # saves after every iteration
 {more}
 """
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory) -> Path:
-    """A folder with tiny.py and shapes/, the set that it trains on: three batches an epoch."""
-    folder = tmp_path_factory.mktemp('tiny')
-    write_config(folder)
-    write_data(folder)
-    return folder
 
 
 def write_run(tiny: Path, folder: Path, more: str = '', pixel: str = '0') -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from tiny_run import CLASSES, load_tool, write_config, write_data
+from tiny_run import CLASSES, load_tool
 
 from mmhcg.runs import UserError
 from mmhcg.runs.data_checks import check_data
@@ -18,15 +18,6 @@ from mmhcg.runs.datasets import move_data
 
 COCO_NAMES = ('person', 'bicycle', 'car')
 VAL = 'annotations/instances_val2017.json'
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory) -> Path:
-    """A folder with tiny.py and shapes/, the set that it trains on."""
-    folder = tmp_path_factory.mktemp('tiny')
-    write_config(folder)
-    write_data(folder)
-    return folder
 
 
 @pytest.fixture

@@ -3,18 +3,18 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from tiny_run import REPO
 
 from mmhcg.data import make_shapes, scenes
 from mmhcg.data.shapes import mask_polygons
 
-TOOL = Path(__file__).resolve().parent.parent / 'tools' / 'make_shapes.py'
+TOOL = REPO / 'tools' / 'make_shapes.py'
 IMAGES, VAL_IMAGES, SIZE, SEED = 100, 10, 128, 3
 
 
