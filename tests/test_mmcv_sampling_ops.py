@@ -6,7 +6,7 @@ from typing import Callable
 import numpy as np
 import pytest
 import torch
-from test_mmcv_ops import SUMS, devices, random_rois, record
+from mmcv_records import SUMS, devices, random_rois, record
 from torch.autograd import gradcheck
 
 import mmhcg  # noqa: F401  provides mmcv._ext

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from config_trees import differences, load
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
-from test_configs import differences, load
 from tiny_run import read_scalars, write_config, write_data
 
 import mmhcg.runs  # also provides mmcv._ext

@@ -20,8 +20,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.registry import MODEL_WRAPPERS
-from test_survival import newest_log, steps, train
-from tiny_run import CONFIGS, REPO, load_tool, write_config, write_data
+from tiny_run import CONFIGS, REPO, load_tool, newest_log, steps, train, write_config, write_data
 from tiny_training import tiny_runner
 from torch.utils.data import DataLoader
 

@@ -8,12 +8,11 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import REPO, load_tool, read_scalars, write_config, write_data
+from tiny_run import HEIR, REPO, read_scalars, steps, train, write_config, write_data
 
 from mmhcg.runs.preemption import PreemptionHook
 from mmhcg.stack.checkpoints import load_checkpoint_file
@@ -21,10 +20,6 @@ from mmhcg.stack.checkpoints import load_checkpoint_file
 pytestmark = pytest.mark.slow
 
 SEED = 6  # of the moments at which runs are killed
-HEIR = """
-_base_ = {base!r}
-custom_hooks = {hooks!r}
-"""
 # Changes pictures by random numbers of Python and NumPy; MMDetection's samplers of boxes take PyTorch's.
 NOISY = """
 _base_ = 'tiny.py'
@@ -52,31 +47,6 @@ def folder(tmp_path_factory) -> Path:
     (folder / 'noisy.py').write_text(NOISY)
     (folder / 'iterations.py').write_text(ITERATIONS)
     return folder
-
-
-def train(
-    folder: Path, work_dir: str, *options: str, config: str = 'tiny.py', faults: Sequence[dict] = ()
-) -> int:
-    """The exit code of tools/train.py, called in this process; `faults` are hooks."""
-    if faults:
-        (folder / 'faulty.py').write_text(HEIR.format(base=config, hooks=faults))
-        config = 'faulty.py'
-    argv = [folder / config, '--data-root', folder / 'shapes', '--work-dir', folder / work_dir, *options]
-    argv[1:1] = ['--no-pretrained'] if '--resume' in options else ['--no-pretrained', '--seed', '3']
-    try:
-        load_tool('train').main([str(arg) for arg in argv])
-    except SystemExit as stop:
-        return stop.code
-    return 0
-
-
-def steps(work_dir: Path) -> list[int]:
-    """The iterations that the newest run logged, from 1 on."""
-    return [line['step'] for line in read_scalars(work_dir) if 'loss' in line]
-
-
-def newest_log(work_dir: Path) -> str:
-    return max(work_dir.glob('*/*.log')).read_text()
 
 
 def assert_same(path: Path, other: Path) -> None:

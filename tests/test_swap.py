@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from config_trees import differences, without_scopes
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from test_configs import differences, without_scopes
 from tiny_run import CONFIGS
 from torch import nn
 

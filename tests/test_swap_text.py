@@ -3,8 +3,8 @@
 import re
 
 import pytest
+from config_trees import without_scopes
 from mmengine.config import Config
-from test_configs import without_scopes
 from tiny_run import load_tool
 
 from mmhcg.runs import UserError
