@@ -23,8 +23,6 @@ from mmhcg.runs.finite import FiniteTraining
 from mmhcg.runs.safe_runner import SafeRunner
 from mmhcg.stack.checkpoints import load_checkpoint_file
 
-pytestmark = pytest.mark.slow
-
 BIAS = 'roi_head.bbox_head.fc_cls.bias'
 MEAN = 'backbone.stem.0.norm.running_mean'  # which training updates, but does not read
 CONFIG = """
@@ -71,6 +69,7 @@ def saved_iterations(work_dir: Path) -> list[int]:
     return sorted(numbers)
 
 
+@pytest.mark.slow
 def test_nan_losses_stop_an_optimised_python_too(tiny, tmp_path):
     command = [
         sys.executable,
@@ -95,6 +94,7 @@ def test_nan_losses_stop_an_optimised_python_too(tiny, tmp_path):
     assert 'loss_mask is nan. The batch' in log.read_text()
 
 
+@pytest.mark.slow
 def test_the_loss_that_is_nan_is_named_alone(tiny, tmp_path, capsys):
     fault = f"custom_hooks = [dict(type='Spoil', what='weight', name={BIAS!r}, at=(2,))]"
     message = stop_of(write_run(tiny, tmp_path, fault), capsys)
@@ -102,6 +102,7 @@ def test_the_loss_that_is_nan_is_named_alone(tiny, tmp_path, capsys):
     assert saved_iterations(tmp_path / 'run') == [1]
 
 
+@pytest.mark.slow
 def test_gradients_stop_a_run_before_a_loss_does(tiny, tmp_path, capsys):
     """An image so bright that all losses are finite: the weights would be NaN an iteration earlier."""
     message = stop_of(write_run(tiny, tmp_path, pixel='1e30'), capsys)
@@ -110,6 +111,7 @@ def test_gradients_stop_a_run_before_a_loss_does(tiny, tmp_path, capsys):
     assert saved_iterations(tmp_path / 'run') == [1, 2]
 
 
+@pytest.mark.slow
 def test_weights_that_no_loss_tells_of_are_not_saved(tiny, tmp_path, capsys):
     fault = (
         f"custom_hooks = [dict(type='EMAHook'), dict(type='Spoil', what='weight', name={MEAN!r}, at=(3,))]"
@@ -119,6 +121,7 @@ def test_weights_that_no_loss_tells_of_are_not_saved(tiny, tmp_path, capsys):
     assert saved_iterations(tmp_path / 'run') == [1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch.amp, 'GradScaler'), reason='loss scales on CPUs need PyTorch 2.3')
 def test_mixed_precision_may_skip_steps_but_not_all(tiny, tmp_path, capsys):
     """Skipped are the steps of iterations 1, 3 and 4: two on end are too many here."""
@@ -161,6 +164,7 @@ def test_hooks_of_the_config_are_kept(monkeypatch):
     assert names == ['EMAHook', 'FiniteTraining', 'CheckedPredictions', 'PreemptionHook', 'RunStateHook']
 
 
+@pytest.mark.slow
 def test_images_without_objects_train(tiny, tmp_path):
     """Batches of two: no objects, none and only crowds, objects in one of two, only crowds."""
     shutil.copytree(tiny / 'shapes', tmp_path / 'shapes')

@@ -12,8 +12,6 @@ from tiny_run import load_tool, write_config, write_data
 
 from mmhcg.runs.config import build_detector
 
-pytestmark = pytest.mark.slow
-
 IMAGE = r'\S*shapes/val2017/000000000003\.png \(id 3\)'
 HEAD = "model = dict(roi_head=dict(type='SpoiltRoIHead', image=3, what={!r}, value={}))\n"
 OTHER_METRIC = "test_evaluator = dict(metric_items=['mAP'])\n"  # for which CocoTwelve does not stand in
@@ -77,6 +75,7 @@ def write_faulty(tiny: Path, folder: Path, fault: str) -> list[str]:
     return [str(config), '--data-root', str(tiny / 'shapes'), '--work-dir', str(folder / 'run')]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', FAULTS)
 def test_what_cannot_be_scored_is_not(tiny, tmp_path, capfd, name):
     fault, code, message = FAULTS[name]
@@ -89,6 +88,7 @@ def test_what_cannot_be_scored_is_not(tiny, tmp_path, capfd, name):
     assert 'Average Precision' not in printed.out
 
 
+@pytest.mark.slow
 def test_a_dataset_cut_by_the_config_is_scored_with_a_warning(tiny, tmp_path, capfd):
     config, *options = write_faulty(tiny, tmp_path, 'test_dataloader = dict(dataset=dict(indices=3))')
     load_tool('test').main([config, str(tiny / 'weights.pth'), *options])
@@ -97,6 +97,7 @@ def test_a_dataset_cut_by_the_config_is_scored_with_a_warning(tiny, tmp_path, ca
     assert warning and 'Evaluating' not in before and 'Evaluating bbox' in after
 
 
+@pytest.mark.slow
 def test_validation_is_held_to_the_same(tiny, tmp_path, capfd):
     argv = [*write_faulty(tiny, tmp_path, FAULTS['NaN box'][0]), '--no-pretrained', '--seed', '0']
     with pytest.raises(SystemExit) as stop:
