@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -136,6 +137,32 @@ custom_hooks = [
     assert 'in iteration 4 (epoch 2): the gradients were not finite in 2 steps on end' in message
     assert 'the loss scale is down to 8.19e+03. The batch:' in message  # 65536 / 2 / 2 / 2
     assert FiniteTraining().max_skipped == 50
+
+
+@pytest.mark.skipif(not hasattr(torch.amp, 'GradScaler'), reason='loss scales on CPUs need PyTorch 2.3')
+def test_iterations_that_only_sum_gradients_up_are_no_skipped_steps():
+    """In mixed precision, where an iteration without a step leaves no norm: only steps count."""
+    from bad_numbers import CpuAmp
+
+    model, spoilt = torch.nn.Linear(1, 1), []
+    model.bias.register_hook(lambda gradient: gradient * (math.inf if spoilt else 1))
+    wrapper = CpuAmp(optimizer=torch.optim.SGD(model.parameters(), lr=0.1), accumulative_counts=4)
+    hook = FiniteTraining(max_skipped=2)
+    runner = SimpleNamespace(optim_wrapper=wrapper, epoch=0, work_dir='', logger=logging.getLogger('x'))
+    hook.before_train(runner)
+    wrapper.initialize_count_status(model, 0, 16)
+
+    def train_to(end: int) -> None:
+        for runner.iter in range(wrapper.inner_count, end):
+            loss = model(torch.ones(2, 1)).square().mean()
+            wrapper.update_params(loss)
+            hook.after_train_iter(runner, runner.iter, {}, {'loss': loss})
+
+    train_to(8)
+    spoilt.append(True)
+    train_to(15)  # one step of these, skipped
+    with pytest.raises(DivergedError, match=r'in iteration 16 .* were not finite in 2 steps on end'):
+        train_to(16)
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('-inf')])

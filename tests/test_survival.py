@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,15 @@ def test_a_signal_that_is_ignored_on_purpose_stays_ignored():
     finally:
         hook.leave_train(None)
         signal.signal(signal.SIGINT, before)
+
+
+def test_outside_the_main_thread_nothing_is_listened_to():
+    """As Python wants it; in a notebook's thread, for one, training has to begin all the same."""
+    hook, before = PreemptionHook(), signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(hook.before_train, None).result()
+    assert signal.getsignal(signal.SIGTERM) is before
+    hook.leave_train(None)  # has nothing to undo
 
 
 def test_a_second_ctrl_c_stops_at_once(capfd):
