@@ -386,6 +386,35 @@ def test_softmax_focal_loss(gamma: float, alpha: float, weighted: bool, device: 
     assert gradcheck(lambda y: ops.softmax_focal_loss(y, *args, weights, 'sum'), x)
 
 
+def test_negative_targets_are_background_to_a_sigmoid_and_ignored_by_a_softmax() -> None:
+    """Whatever the weight of the last class, which is where an index of -1 would lead."""
+    rng = np.random.default_rng(0)
+    logits, weight = rng.normal(0, 3, (3, 4)), rng.uniform(0.5, 2, 4)
+    x, weights = torch.tensor(logits, requires_grad=True), torch.tensor(weight)
+    target = torch.tensor([-1, 2, -2])
+    loss = ops.sigmoid_focal_loss(x, target, 2.0, 0.25, weights, 'none')
+    expected = focal_by_definition(logits, np.array([4, 2, 4]), 2.0, 0.25, weight)  # class 4 is background
+    np.testing.assert_allclose(loss.detach(), expected, rtol=1e-12, atol=0)
+
+    loss = ops.softmax_focal_loss(x, target, 2.0, 0.25, weights, 'none')
+    p = np.exp(logits[1, 2]) / np.exp(logits[1]).sum()
+    np.testing.assert_allclose(
+        loss.detach(), [0, -0.25 * (1 - p) ** 2 * np.log(p) * weight[2], 0], rtol=1e-12, atol=0
+    )
+    ops.softmax_focal_loss(x, target, 2.0, 0.25, weights, 'sum').backward()
+    assert x.grad.any(1).tolist() == [False, True, False]
+
+
+def test_softmax_focal_loss_is_finite_for_a_probability_of_exactly_0() -> None:
+    logits = torch.tensor([[200.0, -200]], requires_grad=True)
+    assert logits.softmax(1)[0, 1] == 0
+    loss = ops.softmax_focal_loss(logits, torch.tensor([1]), 2.0, 0.25, None, 'sum')
+    loss.backward()
+    # the least that a normal float32 can be stands in for 0
+    assert loss.item() == pytest.approx(-0.25 * math.log(torch.finfo(torch.float32).tiny), rel=1e-6)
+    assert logits.grad.isfinite().all()
+
+
 # What is not there
 
 

@@ -48,6 +48,18 @@ def test_same_seed_gives_the_same_bytes(shapes, tmp_path):
     assert first == second
 
 
+def test_other_users_may_read_the_set(shapes):
+    assert shapes.stat().st_mode & 0o777 == 0o755
+
+
+def test_every_shape_stands_out_from_its_ground():
+    """By 55 grey levels in a channel: to a random colour over a grey ground that happens in 7 of 8 cases."""
+    ground = np.full(3, 127.5)
+    for seed in range(200):
+        colour = scenes._contrasting(np.random.default_rng(seed), ground)
+        assert np.abs(colour - ground).max() >= 55
+
+
 def test_another_seed_and_another_split_give_other_images(shapes, tmp_path):
     make_shapes(tmp_path / 'other', 3, SEED + 1, val_images=3, size=SIZE)
     first, other = contents(shapes), contents(tmp_path / 'other')
