@@ -1,6 +1,9 @@
 """Files in the authors' layouts, made from random tensors, for tests."""
 
+import functools
+
 import torch
+from oracle import random_state
 
 
 def classification_layout(state):
@@ -47,3 +50,16 @@ def detection_layout(state, classes=80, seed=1):
         heads[f'{layer}.weight'] = torch.randn(shape, generator=g) / (shape[1] * 3) ** 0.5
         heads[f'{layer}.bias'] = torch.randn(shape[0], generator=g) * 0.1
     return {**{f'backbone.{name}': tensor for name, tensor in state.items()}, **heads}
+
+
+@functools.cache
+def backbone_entries(arch='b'):
+    """In the authors' detection layout."""
+    return random_state(arch, dtype=torch.float32)
+
+
+def classification_file(arch='b'):
+    state = {name: tensor.clone() for name, tensor in backbone_entries(arch).items()}
+    channels = state['bn1.weight'].numel()
+    classifier = {'classifier.weight': torch.zeros(1000, channels), 'classifier.bias': torch.zeros(1000)}
+    return {**classification_layout(state), **classifier}

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from pathlib import Path
 from typing import Any
 
 # Workers of pytest-xdist share the cores: with a thread for each core in each of them, most of the time would
@@ -19,6 +20,7 @@ import mmhcg  # noqa: F401  provides mmcv's operators, before a test imports MMD
 
 # isort: split
 from mmengine.config import config, utils
+from tiny_run import write_config, write_data
 
 # To find a config by its name, MMEngine reads MMDetection's hundred lists of models each time, for a second.
 utils.load = functools.cache(utils.load)
@@ -49,3 +51,12 @@ def own_settings():
     torch.set_num_threads(threads)
     for kept in (DefaultScope, MMLogger, MessageHub, Visualizer):
         kept._instance_dict.clear()
+
+
+@pytest.fixture(scope='session')
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny.py and shapes/, the set that it trains on: three batches an epoch. Read only."""
+    folder = tmp_path_factory.mktemp('tiny')
+    write_config(folder)
+    write_data(folder)
+    return folder

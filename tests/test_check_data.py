@@ -9,6 +9,7 @@ import shutil
 import tracemalloc
 from contextlib import redirect_stdout
 from copy import deepcopy
+from io import StringIO
 from pathlib import Path
 
 import cv2
@@ -22,7 +23,7 @@ from tiny_run import CLASSES, load_tool
 
 from mmhcg.data import images, json_lists, make_shapes
 from mmhcg.data.annotations import AnnotationFile
-from mmhcg.data.faults import KINDS
+from mmhcg.data.faults import KINDS, Use
 from mmhcg.data.json_lists import json_entries
 from mmhcg.data.run_lengths import decode_counts
 
@@ -111,6 +112,7 @@ FAULTS = {
     'empty segmentation': (put(segmentation=[]), 'no segmentation', FIRST, True),
     'no iscrowd': (drop('iscrowd'), 'no iscrowd', FIRST, True),
     'area 0': (put(area=0), 'area not positive', FIRST, False),
+    'area NaN': (put(area=NAN), 'NaN in area', FIRST, False),
     'width 0': (set_box(2, 0), 'bbox without area', FIRST, False),
     'height 0': (set_box(3, 0), 'bbox without area', FIRST, False),
     'width negative': (set_box(2, -5), 'bbox without area', FIRST, False),
@@ -227,25 +229,39 @@ def test_image_file_is_named_by_file_and_id(edited, capsys, name):
     assert lines[0].startswith(f'error: {path}: image 1: {kind}, ')
 
 
-def test_images_are_read_as_opencv_turns_them(edited, capsys):
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_images_are_read_as_opencv_turns_them(edited, capsys, orientation):
     picture = Image.new('RGB', (20, 30))
     exif = picture.getexif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     picture.save(edited / 'val2017/first.jpg', exif=exif)
-    assert cv2.imread(str(edited / 'val2017/first.jpg')).shape == (20, 30, 3)
-    edit(edited, lambda c, a: c['images'][0].update(height=20, width=30))
+    height, width = cv2.imread(str(edited / 'val2017/first.jpg')).shape[:2]
+    assert {height, width} == {20, 30}
+    edit(edited, lambda c, a: c['images'][0].update(height=height, width=width))
     assert not [line for line in check(edited, capsys)[1] if 'another size' in line]
-    edit(edited, lambda c, a: c['images'][0].update(height=30, width=20))
-    assert 'image of another size, 30 x 20 instead of 20 x 30' in check(edited, capsys)[1][-1]
+    edit(edited, lambda c, a: c['images'][0].update(height=width, width=height))
+    told = f'image of another size, {width} x {height} instead of {height} x {width}'
+    assert told in check(edited, capsys)[1][-1]
 
 
-def test_large_images_are_not_decoded(edited, capsys, monkeypatch):
-    monkeypatch.setattr(images, 'MAX_PIXELS', 32 * 32)  # of a JPEG, an eighth of the side is decoded
+@pytest.mark.parametrize(('limit', 'too_large'), [(SIZE * SIZE, ()), (SIZE * SIZE - 1, (2, 3, 4))])
+def test_large_images_are_not_decoded(edited, capsys, monkeypatch, limit, too_large):
+    monkeypatch.setattr(images, 'MAX_PIXELS', limit)  # of a JPEG, an eighth of the side is decoded
     code, lines, _ = check(edited, capsys)
     assert code == 0
     assert [re.search(r'image \d: [a-z ]+', line)[0] for line in lines] == [
-        f'image {number}: too large to check ' for number in (2, 3, 4)
+        f'image {number}: too large to check ' for number in too_large
     ]
+
+
+def test_a_file_that_the_folder_lists_under_letters_of_another_case_is_there(edited, monkeypatch):
+    listed = AnnotationFile(edited / 'annotations/instances_val2017.json')
+    assert list(listed.faults()) == []
+    monkeypatch.setattr(images, '_names', lambda folder: {name.upper() for name in os.listdir(folder)})
+    assert list(images.missing_images(listed, str(edited / 'val2017'))) == []
+    (edited / 'val2017/first.jpg').unlink()
+    (fault,) = images.missing_images(listed, str(edited / 'val2017'))
+    assert (fault.kind, fault.item) == ('missing image', 'image 1')
 
 
 def test_absolute_file_names_are_named(edited, capsys):
@@ -315,6 +331,24 @@ def test_nothing_to_check_is_exit_code_2(edited, capsys, missing):
         load_tool('check_data').main(list(map(str, argv)))
     assert stop.value.code == 2
     assert str(edited / missing) in capsys.readouterr().err
+
+
+def test_somebody_has_to_read_the_images(shapes, capsys):
+    argv = [shapes / 'annotations/instances_val2017.json', shapes / 'val2017', '--jobs', 0]
+    with pytest.raises(SystemExit) as stop:
+        load_tool('check_data').main(list(map(str, argv)))
+    assert stop.value.code == 2
+    assert 'error: --jobs 0: ' in capsys.readouterr().err
+
+
+def test_a_value_without_an_end_is_not_searched_to_the_end_of_the_file(monkeypatch):
+    monkeypatch.setattr(json_lists, 'CHUNK', 64)
+    monkeypatch.setattr(json_lists, 'LONGEST', 1000)
+    assert json_lists._Text(StringIO(json.dumps('x' * 900))).value() == 'x' * 900
+    file = StringIO(json.dumps('x' * 2000) + ' ' * 9000)
+    with pytest.raises(ValueError, match='Unterminated string'):
+        json_lists._Text(file).value()
+    assert file.tell() <= 2000
 
 
 def test_annotations_are_not_kept_in_memory(tmp_path, monkeypatch):
@@ -416,6 +450,41 @@ def small_content() -> dict:
         ],
         categories=[dict(id=1, name='a'), dict(id=2, name='b')],
     )
+
+
+# Of an annotation in an image of 32 x 24: what it says, the kind that is told
+EDGES = [
+    (dict(bbox=[-1, 5, 9, 9]), []),
+    (dict(bbox=[-1.01, 5, 9, 9]), ['bbox beyond the edge']),
+    (dict(bbox=[5, -1, 9, 9]), []),
+    (dict(bbox=[5, -1.01, 9, 9]), ['bbox beyond the edge']),
+    (dict(bbox=[20, 5, 13, 9]), []),
+    (dict(bbox=[20, 5, 13.5, 9]), ['bbox beyond the edge']),
+    (dict(bbox=[5, 10, 9, 15]), []),
+    (dict(bbox=[5, 10, 9, 15.5]), ['bbox beyond the edge']),
+    (dict(segmentation=[[1, 1, 20, 1, 320, 20]]), []),
+    (dict(segmentation=[[1, 1, 20, 1, 321, 20]]), ['polygon far outside']),
+    (dict(segmentation=[[1, 1, 20, -320, 20, 20]]), []),
+    (dict(segmentation=[[1, 1, 20, -321, 20, 20]]), ['polygon far outside']),
+]
+
+
+def kinds_of(path: Path, use: Use, **entries) -> list[str]:
+    content = small_content()
+    content['annotations'][0].update(entries)
+    path.write_text(json.dumps(content))
+    return [fault.kind for fault in AnnotationFile(path, use).faults()]
+
+
+@pytest.mark.parametrize(('entries', 'kinds'), EDGES)
+def test_a_pixel_beyond_the_image_and_ten_sides_of_a_polygon_are_let_through(tmp_path, entries, kinds):
+    assert kinds_of(tmp_path / 'edges.json', Use.ALL, **entries) == kinds
+
+
+def test_annotation_id_0_matters_only_where_it_is_scored(tmp_path):
+    assert kinds_of(tmp_path / 'zero.json', Use.IMAGES | Use.BOXES | Use.MASKS, id=0) == []
+    for use in (Use.SCORE, Use.SCORE_MASKS):
+        assert kinds_of(tmp_path / 'zero.json', use, id=0) == ['annotation id 0']
 
 
 @settings(max_examples=EXAMPLES, **QUICK)

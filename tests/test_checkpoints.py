@@ -6,6 +6,7 @@ import re
 import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint_with_prefix
 
 import mmhcg  # noqa: F401  registers the loaders
+from mmhcg.stack import checkpoint_sources
 from mmhcg.stack.checkpoints import CheckpointError, load_checkpoint_file
 
 WAYS = ['native', 'PyTorch 2.1'] if hasattr(torch.serialization, 'safe_globals') else ['PyTorch 2.1']
@@ -321,7 +323,7 @@ def test_a_file_without_checksums_is_loaded(tmp_path: Path) -> None:
     assert torch.equal(load_checkpoint_file(tmp_path / 'plain.pth')['weight'], torch.arange(1000.0))
 
 
-@pytest.mark.parametrize('kind', ['compressed', 'shared', 'same name'])
+@pytest.mark.parametrize('kind', ['compressed', 'shared', 'same name', 'same name in capitals'])
 @pytest.mark.filterwarnings('ignore:Duplicate name')
 def test_archives_that_unpack_to_more_than_they_hold_are_refused(tmp_path: Path, kind: str) -> None:
     write_weights(tmp_path / 'whole.pth')
@@ -329,8 +331,8 @@ def test_archives_that_unpack_to_more_than_they_hold_are_refused(tmp_path: Path,
     with zipfile.ZipFile(tmp_path / 'whole.pth') as old, zipfile.ZipFile(tmp_path / 'bomb.pth', 'w') as new:
         for record in old.infolist():
             new.writestr(record.filename, old.read(record), method)
-            if kind == 'same name' and record.filename.endswith('data.pkl'):
-                new.writestr(record.filename, b'N.')
+            if kind.startswith('same name') and record.filename.endswith('data.pkl'):
+                new.writestr(record.filename.upper() if 'capitals' in kind else record.filename, b'N.')
         if kind == 'shared':  # twice in the list, once in the file
             new.filelist += [record for record in new.filelist if record.file_size == 4000]
     with pytest.raises(CheckpointError, match=r'bomb\.pth: refused, for its records are compressed or share'):
@@ -365,6 +367,31 @@ def test_safetensors(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match=r'weights\.safetensors: cannot be loaded'):
         load_checkpoint_file(path)
+
+
+def test_a_tilde_is_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('HOME', str(tmp_path))
+    write_weights(tmp_path / 'x.pth')
+    assert set(load_checkpoint_file('~/x.pth')) == {'weight', 'bias'}
+
+
+@pytest.mark.parametrize(
+    'address', ['s3://bucket/x.pth', 'petrel://bucket/x.pth', 'cluster:s3://bucket/x.pth']
+)
+def test_files_in_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Read as safely as those on a disk."""
+    store: dict[str, bytes] = {}
+    backends = {'petrel': SimpleNamespace(get=store.__getitem__)}
+    monkeypatch.setattr(
+        checkpoint_sources, 'get_file_backend', lambda name, backend_args: backends[backend_args['backend']]
+    )
+    write_weights(tmp_path / 'x.pth')
+    store[address] = (tmp_path / 'x.pth').read_bytes()
+    assert set(CheckpointLoader.load_checkpoint(address)) == {'weight', 'bias'}
+    torch.save(Call(os.getpid), tmp_path / 'code.pth')
+    store[address] = (tmp_path / 'code.pth').read_bytes()
+    with pytest.raises(CheckpointError, match=r'x\.pth: refused'):
+        CheckpointLoader.load_checkpoint(address)
 
 
 def test_map_location(tmp_path: Path, way: None) -> None:

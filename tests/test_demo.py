@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -11,14 +10,14 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import HOOKS
+from tiny_run import CONFIGS, REPO
 from torch import nn
 
 from mmhcg.data import scenes
 from mmhcg.runs import UserError
 from mmhcg.runs.demo import run_demo
 
-REPO = Path(__file__).resolve().parent.parent
-CONFIG = REPO / 'configs' / 'mask_rcnn_hcgnet_demo_shapes.py'
+CONFIG = CONFIGS / 'mask_rcnn_hcgnet_demo_shapes.py'
 ITERATIONS, SEED = 3, 5
 COCO_NUMBERS = ['mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l']
 COCO_NUMBERS += ['AR@1', 'AR@10', 'AR@100', 'AR_s@100', 'AR_m@100', 'AR_l@100']

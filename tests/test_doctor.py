@@ -67,6 +67,12 @@ def test_nothing_is_wrong_where_all_fits(installed):
             'pip uninstall -y mmcv mmcv-lite && pip install --no-deps mmcv-lite==2.1.0',
         ),
         (
+            {'MMCV_full': '2.1.0'},  # other spellings of the same name
+            'mmcv-lite and MMCV_full both install mmcv',
+            'pip uninstall -y mmcv-lite MMCV_full && '
+            'pip install --force-reinstall --no-deps mmcv-lite==2.1.0',
+        ),
+        (
             {'opencv-python-headless': '4.12.0'},
             'opencv-python and opencv-python-headless both install cv2',
             'pip uninstall -y opencv-python opencv-python-headless && '
@@ -209,6 +215,21 @@ def test_operators_are_told_apart(tmp_path, monkeypatch):
     assert missing.split() == ['knn_forward']
     (tmp_path / '_ext.abi3.so').touch()
     assert list(doctor.operators()) == ['mmcv operators: all 2 compiled']
+
+
+@pytest.mark.parametrize(
+    ('problems', 'code', 'last'),
+    [([], 0, 'all of it fits together'), ([doctor.Problem('x is y', 'pip z')], 1, '1 problems')],
+)
+def test_the_exit_code_says_whether_something_is_to_be_mended(monkeypatch, capsys, problems, code, last):
+    monkeypatch.setattr(doctor, 'find_problems', lambda: iter(problems))
+    monkeypatch.setattr(doctor, 'operators', lambda: iter(()))
+    with pytest.raises(SystemExit) as end:
+        doctor.main([])
+    assert end.value.code == code
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == last
+    assert ('problem: x is y\n   mend: pip z' in out) == bool(problems)
 
 
 @pytest.mark.slow

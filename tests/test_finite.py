@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -15,15 +16,13 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
-from tiny_run import REPO, load_tool, read_scalars, write_config, write_data
+from tiny_run import REPO, load_tool, read_scalars
 
 from mmhcg.runs.config import load_config
 from mmhcg.runs.errors import DivergedError
 from mmhcg.runs.finite import FiniteTraining
 from mmhcg.runs.safe_runner import SafeRunner
 from mmhcg.stack.checkpoints import load_checkpoint_file
-
-pytestmark = pytest.mark.slow
 
 BIAS = 'roi_head.bbox_head.fc_cls.bias'
 MEAN = 'backbone.stem.0.norm.running_mean'  # which training updates, but does not read
@@ -41,15 +40,6 @@ train_cfg = dict(val_interval=3)
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=1))  # saves after every iteration
 {more}
 """
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory) -> Path:
-    """A folder with tiny.py and shapes/, the set that it trains on: three batches an epoch."""
-    folder = tmp_path_factory.mktemp('tiny')
-    write_config(folder)
-    write_data(folder)
-    return folder
 
 
 def write_run(tiny: Path, folder: Path, more: str = '', pixel: str = '0') -> list[str]:
@@ -80,6 +70,7 @@ def saved_iterations(work_dir: Path) -> list[int]:
     return sorted(numbers)
 
 
+@pytest.mark.slow
 def test_nan_losses_stop_an_optimised_python_too(tiny, tmp_path):
     command = [
         sys.executable,
@@ -104,6 +95,7 @@ def test_nan_losses_stop_an_optimised_python_too(tiny, tmp_path):
     assert 'loss_mask is nan. The batch' in log.read_text()
 
 
+@pytest.mark.slow
 def test_the_loss_that_is_nan_is_named_alone(tiny, tmp_path, capsys):
     fault = f"custom_hooks = [dict(type='Spoil', what='weight', name={BIAS!r}, at=(2,))]"
     message = stop_of(write_run(tiny, tmp_path, fault), capsys)
@@ -111,6 +103,7 @@ def test_the_loss_that_is_nan_is_named_alone(tiny, tmp_path, capsys):
     assert saved_iterations(tmp_path / 'run') == [1]
 
 
+@pytest.mark.slow
 def test_gradients_stop_a_run_before_a_loss_does(tiny, tmp_path, capsys):
     """An image so bright that all losses are finite: the weights would be NaN an iteration earlier."""
     message = stop_of(write_run(tiny, tmp_path, pixel='1e30'), capsys)
@@ -119,6 +112,7 @@ def test_gradients_stop_a_run_before_a_loss_does(tiny, tmp_path, capsys):
     assert saved_iterations(tmp_path / 'run') == [1, 2]
 
 
+@pytest.mark.slow
 def test_weights_that_no_loss_tells_of_are_not_saved(tiny, tmp_path, capsys):
     fault = (
         f"custom_hooks = [dict(type='EMAHook'), dict(type='Spoil', what='weight', name={MEAN!r}, at=(3,))]"
@@ -128,6 +122,7 @@ def test_weights_that_no_loss_tells_of_are_not_saved(tiny, tmp_path, capsys):
     assert saved_iterations(tmp_path / 'run') == [1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch.amp, 'GradScaler'), reason='loss scales on CPUs need PyTorch 2.3')
 def test_mixed_precision_may_skip_steps_but_not_all(tiny, tmp_path, capsys):
     """Skipped are the steps of iterations 1, 3 and 4: two on end are too many here."""
@@ -142,6 +137,32 @@ custom_hooks = [
     assert 'in iteration 4 (epoch 2): the gradients were not finite in 2 consecutive steps' in message
     assert 'the loss scale is down to 8.19e+03. The batch:' in message  # 65536 / 2 / 2 / 2
     assert FiniteTraining().max_skipped == 50
+
+
+@pytest.mark.skipif(not hasattr(torch.amp, 'GradScaler'), reason='loss scales on CPUs need PyTorch 2.3')
+def test_iterations_that_only_sum_gradients_up_are_no_skipped_steps():
+    """In mixed precision, where an iteration without a step leaves no norm: only steps count."""
+    from bad_numbers import CpuAmp
+
+    model, spoilt = torch.nn.Linear(1, 1), []
+    model.bias.register_hook(lambda gradient: gradient * (math.inf if spoilt else 1))
+    wrapper = CpuAmp(optimizer=torch.optim.SGD(model.parameters(), lr=0.1), accumulative_counts=4)
+    hook = FiniteTraining(max_skipped=2)
+    runner = SimpleNamespace(optim_wrapper=wrapper, epoch=0, work_dir='', logger=logging.getLogger('x'))
+    hook.before_train(runner)
+    wrapper.initialize_count_status(model, 0, 16)
+
+    def train_to(end: int) -> None:
+        for runner.iter in range(wrapper.inner_count, end):
+            loss = model(torch.ones(2, 1)).square().mean()
+            wrapper.update_params(loss)
+            hook.after_train_iter(runner, runner.iter, {}, {'loss': loss})
+
+    train_to(8)
+    spoilt.append(True)
+    train_to(15)  # one step of these, skipped
+    with pytest.raises(DivergedError, match=r'in iteration 16 .* were not finite in 2 steps on end'):
+        train_to(16)
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('-inf')])
@@ -170,6 +191,7 @@ def test_hooks_of_the_config_are_kept(monkeypatch):
     assert names == ['EMAHook', 'FiniteTraining', 'CheckedPredictions', 'PreemptionHook', 'RunStateHook']
 
 
+@pytest.mark.slow
 def test_images_without_objects_train(tiny, tmp_path):
     """Batches of two: no objects, none and only crowds, objects in one of two, only crowds."""
     shutil.copytree(tiny / 'shapes', tmp_path / 'shapes')

@@ -25,8 +25,6 @@ from mmhcg.runs import UserError
 from mmhcg.runs.loading import check_loading
 from mmhcg.stack.checkpoints import load_checkpoint_file
 
-pytestmark = pytest.mark.slow
-
 GIGABYTE = 2**30
 
 
@@ -162,6 +160,7 @@ def refusal(tool: str, file: Path, good: Path, folder: Path, capfd: pytest.Captu
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tool', TOOLS)
 @pytest.mark.parametrize('name', DAMAGES)
 def test_hostile_files_are_refused(good, tmp_path, capfd, name, tool):
@@ -172,6 +171,7 @@ def test_hostile_files_are_refused(good, tmp_path, capfd, name, tool):
     assert not (tmp_path / 'canary').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tool', ['load_from', 'resume', 'test'])
 def test_configs_in_a_checkpoint_are_not_run(good, tmp_path, tool):
     """Older software keeps its config there, so that such a file is no fault; it is text and stays text."""
@@ -209,6 +209,7 @@ STATES = {  # damage to what only --resume reads: the reason
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', STATES)
 def test_hostile_training_states_are_refused(good, tmp_path, capfd, name):
     content = load_checkpoint_file(good / 'run/epoch_1.pth')

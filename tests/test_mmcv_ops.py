@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmcv_records import SUMS, devices, random_rois, record
 from torch.autograd import gradcheck
 
 import mmhcg  # noqa: F401  provides mmcv._ext
@@ -17,31 +18,11 @@ from mmcv import _ext, ops
 
 pytestmark = pytest.mark.skipif(Path(_ext.__file__).name != 'mmcv_ops.py', reason='mmcv is compiled here')
 
-RECORDS = Path(__file__).parent / 'data' / 'mmcv_ops'
-# float32 sums of up to 49 x 9 terms of size 1, in another order
-SUMS = {'rtol': 1e-5, 'atol': 2e-5}
-
-devices = pytest.mark.parametrize('device', ['cpu', *(['cuda'] if torch.cuda.is_available() else [])])
-
-
-def record(name: str, device: str = 'cpu') -> dict[str, torch.Tensor]:
-    with np.load(RECORDS / f'{name}.npz') as arrays:
-        return {key: torch.from_numpy(arrays[key]).to(device) for key in arrays}
-
 
 def assert_same_detections(keep: torch.Tensor, expected: torch.Tensor, scores: torch.Tensor) -> None:
     """The same boxes, best first; mmcv does not sort stably, so equal scores may come in either order."""
     assert sorted(keep.tolist()) == sorted(expected.tolist())
     assert torch.equal(scores[keep], scores[expected])
-
-
-def random_rois(count: int, height: int, width: int, scale: float, seed: int = 0) -> torch.Tensor:
-    """RoIs (count, 5) on two images, some of them partly outside, the last one off the map."""
-    generator = np.random.default_rng(seed)
-    corners = generator.uniform(-0.2, 0.9, (count, 2)) * (width, height) / scale
-    sides = generator.uniform(0.05, 0.6, (count, 2)) * (width, height) / scale
-    sides[-1], corners[-1] = (9, 9), np.array((width, height)) * 2 / scale
-    return torch.from_numpy(np.column_stack((np.arange(count) % 2, corners, corners + sides)))
 
 
 def distinct_map(*shape: int) -> torch.Tensor:
@@ -403,6 +384,35 @@ def test_softmax_focal_loss(gamma: float, alpha: float, weighted: bool, device: 
     np.testing.assert_allclose(out.detach().cpu(), expected, rtol=1e-12, atol=0)
     # not with 'none': there mmcv multiplies gradients (K, C) by (K,)
     assert gradcheck(lambda y: ops.softmax_focal_loss(y, *args, weights, 'sum'), x)
+
+
+def test_negative_targets_are_background_to_a_sigmoid_and_ignored_by_a_softmax() -> None:
+    """Whatever the weight of the last class, which is where an index of -1 would lead."""
+    rng = np.random.default_rng(0)
+    logits, weight = rng.normal(0, 3, (3, 4)), rng.uniform(0.5, 2, 4)
+    x, weights = torch.tensor(logits, requires_grad=True), torch.tensor(weight)
+    target = torch.tensor([-1, 2, -2])
+    loss = ops.sigmoid_focal_loss(x, target, 2.0, 0.25, weights, 'none')
+    expected = focal_by_definition(logits, np.array([4, 2, 4]), 2.0, 0.25, weight)  # class 4 is background
+    np.testing.assert_allclose(loss.detach(), expected, rtol=1e-12, atol=0)
+
+    loss = ops.softmax_focal_loss(x, target, 2.0, 0.25, weights, 'none')
+    p = np.exp(logits[1, 2]) / np.exp(logits[1]).sum()
+    np.testing.assert_allclose(
+        loss.detach(), [0, -0.25 * (1 - p) ** 2 * np.log(p) * weight[2], 0], rtol=1e-12, atol=0
+    )
+    ops.softmax_focal_loss(x, target, 2.0, 0.25, weights, 'sum').backward()
+    assert x.grad.any(1).tolist() == [False, True, False]
+
+
+def test_softmax_focal_loss_is_finite_for_a_probability_of_exactly_0() -> None:
+    logits = torch.tensor([[200.0, -200]], requires_grad=True)
+    assert logits.softmax(1)[0, 1] == 0
+    loss = ops.softmax_focal_loss(logits, torch.tensor([1]), 2.0, 0.25, None, 'sum')
+    loss.backward()
+    # the least that a normal float32 can be stands in for 0
+    assert loss.item() == pytest.approx(-0.25 * math.log(torch.finfo(torch.float32).tiny), rel=1e-6)
+    assert logits.grad.isfinite().all()
 
 
 # What is not there

@@ -6,7 +6,7 @@ from typing import Callable
 import numpy as np
 import pytest
 import torch
-from test_mmcv_ops import SUMS, devices, random_rois, record
+from mmcv_records import SUMS, devices, random_rois, record
 from torch.autograd import gradcheck
 
 import mmhcg  # noqa: F401  provides mmcv._ext
@@ -230,6 +230,15 @@ def test_sync_bn(ranks: int, tracked: bool, monkeypatch: pytest.MonkeyPatch) -> 
         np.testing.assert_allclose(result, want / ranks, **SUMS)
     for name, buffer in layer.named_buffers():
         np.testing.assert_allclose(buffer, plain.get_buffer(name), **SUMS, err_msg=name)
+
+
+def test_sync_bn_of_a_single_value_keeps_its_variance_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one value there is no unbiased variance; as in mmcv, the biased one stands in, which is 0."""
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda group: 1)
+    monkeypatch.setattr(torch.distributed, 'all_reduce', lambda x, group: x)
+    layer = ops.SyncBatchNorm(3)
+    layer(torch.rand(1, 3, 1, 1))
+    np.testing.assert_allclose(layer.running_var, 0.9, rtol=1e-6)  # 0.9 x 1 + 0.1 x 0
 
 
 # All of them

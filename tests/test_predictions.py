@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmdet.structures import DetDataSample, TrackDataSample
+from mmengine.structures import InstanceData
 from tiny_run import load_tool, write_config, write_data
 
+from mmhcg.runs import UserError
 from mmhcg.runs.config import build_detector
-
-pytestmark = pytest.mark.slow
+from mmhcg.runs.errors import DivergedError
+from mmhcg.runs.predictions import CheckedPredictions, _is_cut
 
 IMAGE = r'\S*shapes/val2017/000000000003\.png \(id 3\)'
 HEAD = "model = dict(roi_head=dict(type='SpoiltRoIHead', image=3, what={!r}, value={}))\n"
@@ -77,6 +81,7 @@ def write_faulty(tiny: Path, folder: Path, fault: str) -> list[str]:
     return [str(config), '--data-root', str(tiny / 'shapes'), '--work-dir', str(folder / 'run')]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', FAULTS)
 def test_what_cannot_be_scored_is_not(tiny, tmp_path, capfd, name):
     fault, code, message = FAULTS[name]
@@ -89,6 +94,7 @@ def test_what_cannot_be_scored_is_not(tiny, tmp_path, capfd, name):
     assert 'Average Precision' not in printed.out
 
 
+@pytest.mark.slow
 def test_a_dataset_cut_by_the_config_is_scored_with_a_warning(tiny, tmp_path, capfd):
     config, *options = write_faulty(tiny, tmp_path, 'test_dataloader = dict(dataset=dict(indices=3))')
     load_tool('test').main([config, str(tiny / 'weights.pth'), *options])
@@ -97,6 +103,7 @@ def test_a_dataset_cut_by_the_config_is_scored_with_a_warning(tiny, tmp_path, ca
     assert warning and 'Evaluating' not in before and 'Evaluating bbox' in after
 
 
+@pytest.mark.slow
 def test_validation_is_held_to_the_same(tiny, tmp_path, capfd):
     argv = [*write_faulty(tiny, tmp_path, FAULTS['NaN box'][0]), '--no-pretrained', '--seed', '0']
     with pytest.raises(SystemExit) as stop:
@@ -104,3 +111,46 @@ def test_validation_is_held_to_the_same(tiny, tmp_path, capfd):
     printed = capfd.readouterr()
     assert stop.value.code == 3 and re.search(IMAGE, printed.err)
     assert 'Average Precision' not in printed.out
+
+
+def video(*frames: tuple[int, float]) -> TrackDataSample:
+    """What a tracker predicts: for each frame, its image's id and the score of one box."""
+    samples = []
+    for number, score in frames:
+        sample = DetDataSample(metainfo=dict(img_id=number, img_path=f'{number}.png'))
+        sample.pred_instances = InstanceData(scores=torch.tensor([score]))
+        samples.append(sample)
+    return TrackDataSample(video_data_samples=samples)
+
+
+def test_a_tracker_is_held_to_every_frame_of_a_video():
+    metric = SimpleNamespace(
+        _coco_api=SimpleNamespace(imgs={n: dict(file_name=f'{n}.png') for n in (1, 2, 3)})
+    )
+    loader = type('Loader', (list,), dict(dataset=SimpleNamespace()))([0])
+    runner = SimpleNamespace(
+        val_loop=SimpleNamespace(dataloader=loader, evaluator=SimpleNamespace(metrics=[metric]))
+    )
+    hook = CheckedPredictions()
+    hook.after_val_iter(runner, 0, None, [video((1, 0.5), (2, 0.5), (3, 0.5))])
+    with pytest.raises(UserError, match=r'only 2 of the 3 images .*: 2\.png \(id 2\)'):
+        hook.after_val_iter(runner, 0, None, [video((1, 0.5), (3, 0.5))])
+    with pytest.raises(DivergedError, match=r'predictions for 2\.png \(id 2\): 1 of 1 scores'):
+        hook.after_val_iter(runner, 0, None, [video((1, 0.5), (2, float('nan')))])
+
+
+@pytest.mark.parametrize(
+    ('options', 'cut'),
+    [
+        (dict(), False),
+        (dict(_indices=3), True),
+        (dict(filter_cfg=dict(min_size=32)), True),
+        (dict(filter_cfg=dict(min_size=32), test_mode=True), False),  # MMDetection filters nothing then
+        (dict(filter_cfg={}), False),
+    ],
+)
+def test_a_config_cuts_by_number_or_filter_however_deep_in_wrappers(options, cut):
+    dataset = SimpleNamespace(**options)
+    whole = SimpleNamespace()
+    for wrapped in (dataset, SimpleNamespace(dataset=dataset), SimpleNamespace(datasets=[whole, dataset])):
+        assert _is_cut(wrapped) is cut

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from tiny_run import CLASSES, load_tool, write_config, write_data
+from tiny_run import CLASSES, load_tool
 
 from mmhcg.runs import UserError
 from mmhcg.runs.data_checks import check_data
@@ -18,15 +18,6 @@ from mmhcg.runs.datasets import move_data
 
 COCO_NAMES = ('person', 'bicycle', 'car')
 VAL = 'annotations/instances_val2017.json'
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory) -> Path:
-    """A folder with tiny.py and shapes/, the set that it trains on."""
-    folder = tmp_path_factory.mktemp('tiny')
-    write_config(folder)
-    write_data(folder)
-    return folder
 
 
 @pytest.fixture
@@ -121,12 +112,12 @@ def test_training_warns_of_what_is_skipped(tiny, data, tmp_path):
 
 def test_a_message_shows_some_of_every_kind(cfg, data):
     def spoil(content, annotation):
-        for each in content['annotations']:
-            each.pop('area')
+        annotation.pop('area')
+        content['annotations'] = [dict(annotation, id=number) for number in range(1, count + 1)]
         content['annotations'][-1].pop('bbox')
 
+    count = 12  # more than a message shows
     edit(data, spoil)
-    count = len(json.loads((data / VAL).read_text())['annotations'])
     with pytest.raises(UserError) as error:
         check_data(cfg, ('val',))
     lines = str(error.value).splitlines()

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from authors_files import classification_file
+from cifar_files import write_cifar
 from mmengine.config import Config
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
 from oracle import Oracle, random_state
-from test_cifar import write_cifar
-from test_weights import classification_file
 from tiny_run import CONFIGS, load_tool, read_scalars, write_config, write_data
 
 from mmhcg import runs

@@ -20,8 +20,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.registry import MODEL_WRAPPERS
-from test_survival import newest_log, steps, train
-from tiny_run import CONFIGS, REPO, load_tool, write_config, write_data
+from tiny_run import CONFIGS, REPO, load_tool, newest_log, steps, train, write_config, write_data
 from tiny_training import tiny_runner
 from torch.utils.data import DataLoader
 
@@ -32,8 +31,6 @@ from mmhcg.runs.resumable import ResumableLoader
 from mmhcg.runs.resuming import newest_checkpoint, settle_start
 from mmhcg.runs.run_state import set_random_state
 from mmhcg.stack.checkpoints import load_checkpoint_file
-
-pytestmark = pytest.mark.slow
 
 DATA = Path(__file__).parent / 'data'
 
@@ -87,6 +84,7 @@ WORK_DIRS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('damage', WORK_DIRS, ids=lambda damage: damage.__name__)
 def test_the_newest_whole_checkpoint_is_taken_and_named(folder, tmp_path, damage):
     work_dir = tmp_path / 'work'
@@ -104,16 +102,24 @@ def test_the_newest_whole_checkpoint_is_taken_and_named(folder, tmp_path, damage
     assert steps(work_dir)[0] == {'epoch_3.pth': 10, 'epoch_2.pth': 7}[expected]
 
 
-def test_a_whole_checkpoint_is_resumed_without_a_word(folder):
-    start = newest_checkpoint(str(folder / 'work'))
-    assert (start.load_from, start.notes) == (str(folder / 'work/epoch_3.pth'), [])
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    """A work dir as a run leaves it, without running one."""
+    shutil.copy(DATA / 'pytorch_2_1.pth', tmp_path / 'epoch_2.pth')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
+    return tmp_path
 
 
-def test_nothing_whole_stops_the_run(folder, tmp_path, capsys):
+def test_a_whole_checkpoint_is_resumed_without_a_word(saved):
+    start = newest_checkpoint(str(saved))
+    assert (start.load_from, start.notes) == (str(saved / 'epoch_2.pth'), [])
+
+
+def test_nothing_whole_stops_the_run(tiny, tmp_path, capsys):
     """Also where the config says `resume`, for which MMEngine starts afresh without a word."""
     (tmp_path / 'epoch_1.pth').write_bytes(b'x')
     for options in (['--resume'], ['--cfg-options', 'resume=True']):
-        assert train(folder, str(tmp_path), *options) == 2
+        assert train(tiny, str(tmp_path), *options) == 2
         message = capsys.readouterr().err
         assert f'nothing to resume: no usable checkpoint in {tmp_path}' in message
         assert 'epoch_1.pth: is text, no checkpoint' in message
@@ -121,9 +127,9 @@ def test_nothing_whole_stops_the_run(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('name', ['epoch_3.pth', 'iter_9.pth', 'last_checkpoint'])
-def test_a_fresh_start_overwrites_no_earlier_run(folder, tmp_path, capsys, name):
+def test_a_fresh_start_overwrites_no_earlier_run(tiny, tmp_path, capsys, name):
     (tmp_path / name).write_bytes(b'of days of work')
-    assert train(folder, str(tmp_path)) == 2
+    assert train(tiny, str(tmp_path)) == 2
     assert f'{tmp_path} holds the checkpoints of an earlier run ({name})' in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -133,13 +139,13 @@ def test_a_remote_checkpoint_is_resumed_as_the_pointer_names_it(tmp_path):
     assert newest_checkpoint(str(tmp_path)).load_from == 's3://bucket/epoch_2.pth'
 
 
-def test_links_to_files_that_are_gone_are_passed_over(folder, tmp_path):
-    shutil.copy(folder / 'work/epoch_2.pth', tmp_path)
-    (tmp_path / 'epoch_9.pth').symlink_to(tmp_path / 'gone')
-    assert newest_checkpoint(str(tmp_path)).load_from == str(tmp_path / 'epoch_2.pth')
+def test_links_to_files_that_are_gone_are_passed_over(saved):
+    (saved / 'last_checkpoint').unlink()
+    (saved / 'epoch_9.pth').symlink_to(saved / 'gone')
+    assert newest_checkpoint(str(saved)).load_from == str(saved / 'epoch_2.pth')
 
 
-def test_weights_of_a_model_in_ddp_are_the_models(folder, tmp_path):
+def test_weights_of_a_model_in_ddp_are_the_models(tmp_path):
     """`load_from` in several processes: the Runner has wrapped the model when the file is looked at."""
 
     class Wrapper(torch.nn.Module):
@@ -160,6 +166,7 @@ def test_weights_of_a_model_in_ddp_are_the_models(folder, tmp_path):
         check_loading(cfg, {'other': content['weight']}, runner)
 
 
+@pytest.mark.slow
 def test_a_restart_before_the_first_checkpoint_starts_afresh(folder, tmp_path, monkeypatch):
     monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
     monkeypatch.setenv('TORCHELASTIC_MAX_RESTARTS', '1')
@@ -172,15 +179,16 @@ def test_a_restart_before_the_first_checkpoint_starts_afresh(folder, tmp_path, m
 
 
 @pytest.mark.parametrize('name', ['TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT'])
-def test_a_run_that_was_started_again_resumes_by_itself(folder, monkeypatch, name):
+def test_a_run_that_was_started_again_resumes_by_itself(saved, monkeypatch, name):
     """The same command once more, without --resume."""
     with pytest.raises(UserError, match='holds the checkpoints of an earlier run'):
-        settle_start(False, None, str(folder / 'work'))
+        settle_start(False, None, str(saved))
     monkeypatch.setenv(name, '1')
-    start = settle_start(False, None, str(folder / 'work'))
-    assert start.resume and start.load_from == str(folder / 'work/epoch_3.pth')
+    start = settle_start(False, None, str(saved))
+    assert start.resume and start.load_from == str(saved / 'epoch_2.pth')
 
 
+@pytest.mark.slow
 def test_the_seed_is_that_of_the_resumed_run(folder, tmp_path):
     shutil.copy(folder / 'work/epoch_2.pth', tmp_path)
     (tmp_path / 'last_checkpoint').write_text('epoch_2.pth')
@@ -193,7 +201,7 @@ def test_the_seed_is_that_of_the_resumed_run(folder, tmp_path):
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
 
 
-@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('workers', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_loader_passes_over_what_was_seen(workers):
     """In samplers that end and in those that never do; the next pass is a whole one."""
     options = dict(batch_size=2, num_workers=workers, persistent_workers=workers > 0)
@@ -214,6 +222,7 @@ def test_a_loader_passes_over_what_was_seen(workers):
     assert [batch if batch is None else batch.tolist() for batch in loader] == [None, [2, 3], [4, 5], [6, 7]]
 
 
+@pytest.mark.slow
 def test_persistent_workers_end_with_their_process():
     """Python ends them by SIGTERM at its exit, and waits for them."""
     code = (
@@ -229,6 +238,7 @@ def test_persistent_workers_end_with_their_process():
 # Two runs, one work dir
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_work_dir_is_refused(folder, capsys):
     """Before it writes anything; a killed run leaves no lock behind, and testing is no second run."""
     options = ['--no-pretrained', '--data-root', 'shapes', '--work-dir', 'shared']
@@ -264,7 +274,7 @@ def test_a_run_may_use_a_work_dir_again(tmp_path):
 # Other tools and other versions
 
 
-def test_one_base_line_brings_it_to_any_config(folder, tmp_path, monkeypatch):
+def test_one_base_line_brings_it_to_any_config(tiny, tmp_path):
     """With MMEngine's own runner builder, as MMDetection's tools use it; what the config sets stays."""
     from mmengine.registry import RUNNERS
     from mmengine.runner import IterBasedTrainLoop
@@ -273,7 +283,7 @@ def test_one_base_line_brings_it_to_any_config(folder, tmp_path, monkeypatch):
     from mmhcg.runs.preemption import PreemptionHook
 
     (tmp_path / 'mine.py').write_text(
-        f'_base_ = [{str(folder / "tiny.py")!r}, {str(CONFIGS / "_base_/safe_run.py")!r}]\n'
+        f'_base_ = [{str(tiny / "tiny.py")!r}, {str(CONFIGS / "_base_/safe_run.py")!r}]\n'
         "custom_hooks = [dict(type='mmhcg.runs.preemption.PreemptionHook', signals=['SIGUSR2'])]\n"
     )
     cfg = Config.fromfile(tmp_path / 'mine.py')
@@ -298,6 +308,7 @@ def names_in(path: Path) -> set[str]:
     return {name.replace('numpy._core', 'numpy.core') for name in names}
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_checkpoint_of_pytorch_2_1(tmp_path):
     """And checkpoints of today name nothing that is not in it, for the way back."""
     old = DATA / 'pytorch_2_1.pth'

@@ -13,7 +13,7 @@ from mmengine.dataset import DefaultSampler
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from tiny_run import CLASSES, CONFIGS, load_tool, write_config, write_data
+from tiny_run import CLASSES, CONFIGS, load_tool
 
 from mmhcg.data import make_shapes
 from mmhcg.network import Trunk
@@ -30,15 +30,6 @@ WEIGHTS = 'checkpoints/hcgnet_b_in1k.safetensors'
 BACKBONES = ['mask_rcnn_hcgnet_b_fpn_1x_coco.py', 'mask_rcnn_r50_fpn_1x_coco.py']
 
 NORMS = (torch.nn.BatchNorm2d, lambda channels: torch.nn.GroupNorm(2, channels))
-
-
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory) -> Path:
-    """A folder with tiny.py and shapes/, the set that it trains on."""
-    folder = tmp_path_factory.mktemp('tiny')
-    write_config(folder)
-    write_data(folder)
-    return folder
 
 
 def test_data_root_moves_train_val_test_and_evaluators():
@@ -264,12 +255,6 @@ def test_weights_of_the_whole_detector_must_hold_the_backbone(tmp_path):
     assert cfg.model.init_cfg is None
 
 
-def test_numbers_that_a_config_chooses_are_left_alone():
-    plain, chosen = ConfigDict(type='CocoMetric'), ConfigDict(type='CocoMetric', proposal_nums=(1, 10, 100))
-    use_twelve_numbers([plain, chosen])
-    assert (plain.type, chosen.type) == ('CocoTwelve', 'CocoMetric')
-
-
 def test_wrapped_detectors_and_other_kinds_of_data_pass():
     cfg = Config.fromfile(MASK_B)
     wrapped = Config(dict(model=dict(type='SoftTeacher', detector=cfg.model)))
@@ -434,15 +419,23 @@ def test_coco_twelve_gives_the_numbers_of_pycocotools(tmp_path):
         assert [scores[f'coco/{kind}_{name}'] for name in names] == [round(number, 3) for number in expected]
 
 
-def test_twelve_numbers_replace_metrics_of_boxes_and_masks_only():
-    from mmhcg.runs.coco_metric import use_twelve_numbers
-
-    scored = ({}, dict(metric='bbox'), dict(metric=['bbox', 'segm']))
-    metrics = [ConfigDict(type='CocoMetric', **more) for more in scored]
-    others = [ConfigDict(type='CocoMetric', metric='proposal'), ConfigDict(type='DumpDetResults')]
-    use_twelve_numbers(metrics + others)
-    assert [metric.type for metric in metrics] == ['CocoTwelve'] * 3
-    assert [metric.type for metric in others] == ['CocoMetric', 'DumpDetResults']
+@pytest.mark.parametrize(
+    ('metric', 'kind'),
+    [
+        (dict(type='CocoMetric'), 'CocoTwelve'),
+        (dict(type='mmdet.CocoMetric'), 'CocoTwelve'),
+        (dict(type='CocoMetric', metric='bbox'), 'CocoTwelve'),
+        (dict(type='CocoMetric', metric=['bbox', 'segm']), 'CocoTwelve'),
+        (dict(type='CocoMetric', metric='proposal'), 'CocoMetric'),
+        (dict(type='CocoMetric', proposal_nums=(1, 10, 100)), 'CocoMetric'),
+        (dict(type='CocoMetric', metric_items=['mAP']), 'CocoMetric'),
+        (dict(type='DumpDetResults'), 'DumpDetResults'),
+    ],
+)
+def test_twelve_numbers_replace_those_of_boxes_and_masks_that_nobody_chose(metric, kind):
+    metrics = [ConfigDict(metric)]
+    use_twelve_numbers(metrics)
+    assert metrics[0].type == kind
 
 
 def test_coco_twelve_scores_a_detector_that_finds_nothing(tmp_path):

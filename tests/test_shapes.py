@@ -3,18 +3,18 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from tiny_run import REPO
 
 from mmhcg.data import make_shapes, scenes
 from mmhcg.data.shapes import mask_polygons
 
-TOOL = Path(__file__).resolve().parent.parent / 'tools' / 'make_shapes.py'
+TOOL = REPO / 'tools' / 'make_shapes.py'
 IMAGES, VAL_IMAGES, SIZE, SEED = 100, 10, 128, 3
 
 
@@ -46,6 +46,18 @@ def test_same_seed_gives_the_same_bytes(shapes, tmp_path):
     first, second = contents(shapes), contents(tmp_path / 'again')
     assert len(first) == IMAGES + VAL_IMAGES + 3  # two annotation files, one of settings
     assert first == second
+
+
+def test_other_users_may_read_the_set(shapes):
+    assert shapes.stat().st_mode & 0o777 == 0o755
+
+
+def test_every_shape_stands_out_from_its_ground():
+    """By 55 grey levels in a channel: to a random colour over a grey ground that happens in 7 of 8 cases."""
+    ground = np.full(3, 127.5)
+    for seed in range(200):
+        colour = scenes._contrasting(np.random.default_rng(seed), ground)
+        assert np.abs(colour - ground).max() >= 55
 
 
 def test_another_seed_and_another_split_give_other_images(shapes, tmp_path):

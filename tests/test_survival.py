@@ -8,23 +8,17 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import REPO, load_tool, read_scalars, write_config, write_data
+from tiny_run import HEIR, REPO, read_scalars, steps, train, write_config, write_data
 
 from mmhcg.runs.preemption import PreemptionHook
 from mmhcg.stack.checkpoints import load_checkpoint_file
 
-pytestmark = pytest.mark.slow
-
 SEED = 6  # of the moments at which runs are killed
-HEIR = """
-_base_ = {base!r}
-custom_hooks = {hooks!r}
-"""
 # Changes pictures by random numbers of Python and NumPy; MMDetection's samplers of boxes take PyTorch's.
 NOISY = """
 _base_ = 'tiny.py'
@@ -54,31 +48,6 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def train(
-    folder: Path, work_dir: str, *options: str, config: str = 'tiny.py', faults: Sequence[dict] = ()
-) -> int:
-    """The exit code of tools/train.py, called in this process; `faults` are hooks."""
-    if faults:
-        (folder / 'faulty.py').write_text(HEIR.format(base=config, hooks=faults))
-        config = 'faulty.py'
-    argv = [folder / config, '--data-root', folder / 'shapes', '--work-dir', folder / work_dir, *options]
-    argv[1:1] = ['--no-pretrained'] if '--resume' in options else ['--no-pretrained', '--seed', '3']
-    try:
-        load_tool('train').main([str(arg) for arg in argv])
-    except SystemExit as stop:
-        return stop.code
-    return 0
-
-
-def steps(work_dir: Path) -> list[int]:
-    """The iterations that the newest run logged, from 1 on."""
-    return [line['step'] for line in read_scalars(work_dir) if 'loss' in line]
-
-
-def newest_log(work_dir: Path) -> str:
-    return max(work_dir.glob('*/*.log')).read_text()
-
-
 def assert_same(path: Path, other: Path) -> None:
     """Weights, buffers and the optimizer's momentum are equal to the last bit."""
     one, two = (load_checkpoint_file(name) for name in (path, other))
@@ -97,6 +66,7 @@ def assert_same(path: Path, other: Path) -> None:
 # Repeating and resuming
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_losses(folder):
     options = ['--cfg-options', 'train_cfg.max_epochs=7', 'train_cfg.val_interval=100', 'val_dataloader=None']
     options += ['val_cfg=None', 'val_evaluator=None']
@@ -115,6 +85,7 @@ def straight(folder) -> Path:
     return folder / 'straight'
 
 
+@pytest.mark.slow
 def test_two_epochs_and_two_more_are_four(folder, straight):
     assert train(folder, 'halves', '--cfg-options', 'train_cfg.max_epochs=2', config='noisy.py') == 0
     options = ['--resume', '--cfg-options', 'train_cfg.max_epochs=4']
@@ -128,6 +99,7 @@ PREEMPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', PREEMPTIONS)
 def test_a_signal_stops_a_run_that_goes_on_as_if_it_had_not(folder, straight, case):
     """Exit code 75, and `--resume` continues with the next iteration, or validates again."""
@@ -150,6 +122,7 @@ def test_a_signal_stops_a_run_that_goes_on_as_if_it_had_not(folder, straight, ca
     assert not (work_dir / 'interrupted.pth').exists()  # what came after is newer
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_not_mixed_up_when_validation_is_interrupted(folder):
     """EMAHook exchanges them with the model's for as long as validation takes."""
     (folder / 'averaged.py').write_text(HEIR.format(base='tiny.py', hooks=[dict(type='EMAHook')]))
@@ -160,6 +133,7 @@ def test_averaged_weights_are_not_mixed_up_when_validation_is_interrupted(folder
     assert_same(folder / 'averaged/epoch_2.pth', folder / 'averaged_stopped/epoch_2.pth')
 
 
+@pytest.mark.slow
 def test_a_loop_over_iterations_goes_on_as_if_not_stopped(folder):
     assert train(folder, 'iters', config='iterations.py') == 0
     fault = dict(type='faults.Signal', name='SIGTERM', iteration=4)
@@ -169,6 +143,7 @@ def test_a_loop_over_iterations_goes_on_as_if_not_stopped(folder):
     assert_same(folder / 'iters/iter_8.pth', folder / 'iters_stopped/iter_8.pth')
 
 
+@pytest.mark.slow
 def test_gradients_are_summed_up_before_a_run_stops(folder):
     fault = dict(type='faults.Signal', name='SIGTERM', iteration=2)
     options = ['--cfg-options', 'optim_wrapper.accumulative_counts=4']
@@ -176,6 +151,7 @@ def test_gradients_are_summed_up_before_a_run_stops(folder):
     assert load_checkpoint_file(folder / 'sums/interrupted.pth')['meta']['iter'] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT'])
 def test_workers_survive_a_signal_to_all_processes_and_end_with_the_run(folder, name):
     """As Slurm sends it, or Ctrl-C: a data loader's worker that dies of it would take the run down."""
@@ -219,6 +195,15 @@ def test_a_signal_that_is_ignored_on_purpose_stays_ignored():
         signal.signal(signal.SIGINT, before)
 
 
+def test_outside_the_main_thread_nothing_is_listened_to():
+    """As Python wants it; in a notebook's thread, for one, training has to begin all the same."""
+    hook, before = PreemptionHook(), signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(hook.before_train, None).result()
+    assert signal.getsignal(signal.SIGTERM) is before
+    hook.leave_train(None)  # has nothing to undo
+
+
 def test_a_second_ctrl_c_stops_at_once(capfd):
     hook = PreemptionHook()
     hook._note(signal.SIGINT, None)
@@ -230,6 +215,7 @@ def test_a_second_ctrl_c_stops_at_once(capfd):
 # Killing
 
 
+@pytest.mark.slow
 def test_killed_runs_resume(folder):
     """Of 50 runs, each killed around a save, all go on, and nothing is lost that was saved before it."""
     print('seed of the moments:', SEED)
@@ -244,6 +230,7 @@ def test_killed_runs_resume(folder):
     assert sum(result['torn'] for result in results) > 0  # some were killed while the file was written
 
 
+@pytest.mark.slow
 def test_leftovers_of_killed_runs_are_cleared_away(folder):
     work_dir = folder / 'leftovers'
     work_dir.mkdir()
@@ -252,6 +239,7 @@ def test_leftovers_of_killed_runs_are_cleared_away(folder):
     assert list(work_dir.glob('*.unfinished')) == []
 
 
+@pytest.mark.slow
 def test_old_checkpoints_are_deleted_after_the_new_one_is_written(folder, monkeypatch):
     """The best one, too; nothing is left of them that is not to be kept."""
     from mmengine.runner import Runner
@@ -277,6 +265,7 @@ def test_old_checkpoints_are_deleted_after_the_new_one_is_written(folder, monkey
     assert kept == {'epoch_3.pth', 'best_coco_bbox_mAP_epoch_2.pth'}
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(folder, capsys):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     fault = dict(type='faults.DiskFull', size=500_000, iteration=3)  # after an epoch

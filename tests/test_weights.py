@@ -1,7 +1,6 @@
 """The authors' files: read by name, checked entry by entry, equal in features to the oracle."""
 
 import errno
-import functools
 import hashlib
 import os
 import pickle
@@ -11,11 +10,11 @@ import zipfile
 
 import pytest
 import torch
-from authors_files import classification_layout, detection_layout
+from authors_files import backbone_entries, classification_file, classification_layout, detection_layout
 from compare import image_of, in_our_names, relative_error
 from mmengine.config import Config
 from mmengine.runner.checkpoint import load_checkpoint
-from oracle import Oracle, random_state
+from oracle import Oracle
 from tiny_run import CONFIGS, REPO, load_tool
 
 from mmhcg import HCGNet
@@ -25,19 +24,6 @@ from mmhcg.weights.entries import FULL, form_fault
 from mmhcg.weights.fit import check_fit
 
 TOOL = REPO / 'tools' / 'convert_checkpoint.py'
-
-
-@functools.cache
-def backbone_entries(arch='b'):
-    """In the authors' detection layout."""
-    return random_state(arch, dtype=torch.float32)
-
-
-def classification_file(arch='b'):
-    state = {name: tensor.clone() for name, tensor in backbone_entries(arch).items()}
-    channels = state['bn1.weight'].numel()
-    classifier = {'classifier.weight': torch.zeros(1000, channels), 'classifier.bias': torch.zeros(1000)}
-    return {**classification_layout(state), **classifier}
 
 
 def equal(one, other):

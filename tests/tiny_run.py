@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -50,6 +51,11 @@ train_cfg = dict(max_epochs=2)
 default_hooks = dict(logger=dict(interval=1))
 """
 
+HEIR = """
+_base_ = {base!r}
+custom_hooks = {hooks!r}
+"""
+
 
 def write_config(folder: Path, base: str = 'mask_rcnn_hcgnet_b_fpn_1x_coco.py') -> Path:
     """The tiny config as `folder/tiny.py`."""
@@ -81,3 +87,28 @@ def read_scalars(work_dir: Path) -> list[dict]:
     """What the newest run in this folder logged for plotting, a dict for each line."""
     newest = max(work_dir.glob('*/vis_data/scalars.json'))
     return [json.loads(line) for line in newest.read_text().splitlines()]
+
+
+def train(
+    folder: Path, work_dir: str, *options: str, config: str = 'tiny.py', faults: Sequence[dict] = ()
+) -> int:
+    """The exit code of tools/train.py, called in this process; `faults` are hooks."""
+    if faults:
+        (folder / 'faulty.py').write_text(HEIR.format(base=config, hooks=faults))
+        config = 'faulty.py'
+    argv = [folder / config, '--data-root', folder / 'shapes', '--work-dir', folder / work_dir, *options]
+    argv[1:1] = ['--no-pretrained'] if '--resume' in options else ['--no-pretrained', '--seed', '3']
+    try:
+        load_tool('train').main([str(arg) for arg in argv])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def steps(work_dir: Path) -> list[int]:
+    """The iterations that the newest run logged, from 1 on."""
+    return [line['step'] for line in read_scalars(work_dir) if 'loss' in line]
+
+
+def newest_log(work_dir: Path) -> str:
+    return max(work_dir.glob('*/*.log')).read_text()

@@ -36,7 +36,7 @@ def prepare() -> None:
     if ExtensionFinder not in sys.meta_path:
         sys.meta_path.append(ExtensionFinder)
     if importlib.util.find_spec('mmengine') is not None:
-        from mmhcg.stack.checkpoints import register_safe_loading
+        from mmhcg.stack.checkpoint_sources import register_safe_loading
         from mmhcg.stack.config_paths import register_config_paths
         from mmhcg.stack.local_files import register_atomic_files
 

@@ -1,0 +1,27 @@
+"""What a start from random weights says and does about small and incomplete batches."""
+
+from __future__ import annotations
+
+import pytest
+from mmengine.config import Config
+from tiny_run import CONFIGS
+
+from mmhcg import HCGNet
+from mmhcg.runs.pretrained import SMALL_BATCH_NOTE, start_from_scratch
+
+
+@pytest.fixture
+def cfg() -> Config:
+    return Config.fromfile(CONFIGS / 'mask_rcnn_hcgnet_b_fpn_1x_coco.py')
+
+
+@pytest.mark.parametrize(('size', 'told'), [(3, True), (4, False)])
+def test_fewer_than_four_images_are_told_to_be_too_few(cfg, size, told):
+    cfg.train_dataloader.batch_size = size
+    assert (SMALL_BATCH_NOTE in start_from_scratch(cfg, HCGNet)) == told
+
+
+def test_without_a_batch_sampler_the_loader_drops_the_incomplete_batch(cfg):
+    cfg.train_dataloader.batch_sampler = None
+    start_from_scratch(cfg, HCGNet)
+    assert cfg.train_dataloader.drop_last is True
