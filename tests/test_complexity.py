@@ -265,7 +265,7 @@ def test_hcgnet_is_counted_as_the_paper_writes_it_by_hand():
     update, forget = 16 * 8 + 2 * 8 * 8, 8 * 4 + 4 * 8
     exact = stem + squeeze + kernels + projects + update + forget
     norms = large * (32 + 32 + 64) + small * (64 + 32 + 8 + 8 + 72) + 8 + 4
-    pooled = large * 64 + small * 3 * 8
+    pooled = large * 64 + small * 3 * 8 + small * 64  # and the ReLU after the stem's pool
     parts = count_complexity(OneModule(), (16, 16))
     assert total(parts, 'exact') == exact
     assert total(parts, 'paper') == exact + small * 3 + 2 * norms + pooled  # biases of the projections

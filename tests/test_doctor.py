@@ -69,8 +69,7 @@ def test_nothing_is_wrong_where_all_fits(installed):
         (
             {'MMCV_full': '2.1.0'},  # other spellings of the same name
             'mmcv-lite and MMCV_full both install mmcv',
-            'pip uninstall -y mmcv-lite MMCV_full && '
-            'pip install --force-reinstall --no-deps mmcv-lite==2.1.0',
+            'pip uninstall -y mmcv-lite MMCV_full && pip install --no-deps mmcv-lite==2.1.0',
         ),
         (
             {'opencv-python-headless': '4.12.0'},
@@ -185,14 +184,6 @@ def test_configs_that_cannot_be_read_are_told(monkeypatch):
     assert ours.what.startswith("mmhcg's configs cannot be read: ") and 'mmhcg' in ours.mend
 
 
-def test_exit_code_says_whether_something_has_to_be_mended(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, 'find_problems', lambda: [doctor.Problem('nothing fits', 'start anew')])
-    with pytest.raises(SystemExit) as end:
-        doctor.main([])
-    assert end.value.code == 1
-    assert 'problem: nothing fits\n   mend: start anew\n' in capsys.readouterr().out
-
-
 def test_names_are_read_as_pip_reads_them(installed):
     assert installed({**HEALTHY, 'opencv-python': '5', 'Opencv_Python_Headless': '4'})
 
@@ -219,11 +210,14 @@ def test_operators_are_told_apart(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ('problems', 'code', 'last'),
-    [([], 0, 'all of it fits together'), ([doctor.Problem('x is y', 'pip z')], 1, '1 problems')],
+    [
+        ([], 0, 'all of it fits together'),
+        ([doctor.Problem('x is y', 'pip z')], 1, 'then run mmhcg doctor again'),
+    ],
 )
 def test_the_exit_code_says_whether_something_is_to_be_mended(monkeypatch, capsys, problems, code, last):
     monkeypatch.setattr(doctor, 'find_problems', lambda: iter(problems))
-    monkeypatch.setattr(doctor, 'operators', lambda: iter(()))
+    monkeypatch.setattr(doctor, 'operators', lambda all_names: iter(()))
     with pytest.raises(SystemExit) as end:
         doctor.main([])
     assert end.value.code == code

@@ -161,7 +161,7 @@ def test_iterations_that_only_sum_gradients_up_are_no_skipped_steps():
     train_to(8)
     spoilt.append(True)
     train_to(15)  # one step of these, skipped
-    with pytest.raises(DivergedError, match=r'in iteration 16 .* were not finite in 2 steps on end'):
+    with pytest.raises(DivergedError, match=r'in iteration 16 .* were not finite in 2 consecutive steps'):
         train_to(16)
 
 

@@ -207,7 +207,7 @@ def test_outside_the_main_thread_nothing_is_listened_to():
 def test_a_second_ctrl_c_stops_at_once(capfd):
     hook = PreemptionHook()
     hook._note(signal.SIGINT, None)
-    assert 'saves and stops after this iteration' in capfd.readouterr().err
+    assert 'saving and stopping after this iteration' in capfd.readouterr().err
     with pytest.raises(KeyboardInterrupt):
         hook._note(signal.SIGINT, None)
 
