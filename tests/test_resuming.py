@@ -116,7 +116,7 @@ def test_nothing_whole_stops_the_run(folder, tmp_path, capsys):
         assert train(folder, str(tmp_path), *options) == 2
         message = capsys.readouterr().err
         assert f'nothing to resume: no usable checkpoint in {tmp_path}' in message
-        assert 'epoch_1.pth: is text, no checkpoint' in message
+        assert 'epoch_1.pth: is a text file, not a checkpoint' in message
     assert [path.name for path in tmp_path.iterdir()] == ['epoch_1.pth']
 
 
@@ -167,7 +167,7 @@ def test_a_restart_before_the_first_checkpoint_starts_afresh(folder, tmp_path, m
     assert train(folder, str(tmp_path), *options) == 0
     assert steps(tmp_path)[0] == 1
     log = newest_log(tmp_path)
-    assert 'this run was started again before it had saved: it starts afresh' in log
+    assert 'restarted before the first checkpoint was saved: starting from scratch' in log
     assert 'set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1' in log
 
 

@@ -51,7 +51,7 @@ def _tell(fault: Fault, tally: Tally) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Name every fault of a set in COCO's format. "
-        'Exit code 0: none but such as are skipped (warnings); 1: some that end a run or falsify its result '
+        'Exit code 0: none but such as are skipped (warnings); 1: some that crash a run or invalidate its result '
         '(errors); 2: there is nothing to check.',
     )
     parser.add_argument('annotations', metavar='ANN', help='annotation file')

@@ -40,7 +40,7 @@ def check_data(cfg: Config, modes: Sequence[str]) -> list[str]:
 
     Raises:
         UserError: a file is missing, classes of the config, the files and the heads differ, or something in
-            the files would end the run or falsify what comes out of it.
+            the files would crash the run or invalidate its result.
     """
     if not cfg.get(f'{modes[0]}_dataloader'):
         raise UserError(f'{cfg.filename or "the config"} has no `{modes[0]}_dataloader`')
@@ -95,7 +95,7 @@ def _message(file: AnnotationFile, readers: Sequence[Reader], tally: Tally) -> s
     folder = next((reader.folder for reader in readers if reader.folder is not None), 'IMG_DIR')
     of = ' and '.join(reader.where for reader in readers)
     text = (
-        f'{file.path}, of {of}, or its images would end the run or falsify its result: '
+        f'{file.path}, of {of}, or its images would crash the run or invalidate its result: '
         f'{tally.summary(stops=True)}\n{_lines(stopping)}\n'
         f'All faults, damaged images included: python tools/check_data.py {file.path} {folder}'
         f'{"" if file.use & ANY_MASKS else " --no-masks"}'

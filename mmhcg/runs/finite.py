@@ -33,7 +33,7 @@ class FiniteTraining(Hook):
     loss from it. The gradients' norm takes one pass over them.
 
     Mixed precision skips a step whose gradients are infinite, and halves its loss scale. That is its normal
-    way to find one, so that only `max_skipped` such steps on end mean that there is none.
+    way to find one, so that only `max_skipped` such steps in a row mean that there is none.
 
     Raises, from within the run:
         DivergedError: It names the iteration, the losses and the images of the batch.
@@ -90,7 +90,7 @@ class FiniteTraining(Hook):
             return
         self._skipped += 1
         if self._skipped >= self.max_skipped:
-            fault = f'the gradients were not finite in {self._skipped} steps on end, all of them skipped'
+            fault = f'the gradients were not finite in {self._skipped} consecutive steps, all of which were skipped'
             _stop(runner, f'{fault}; the loss scale is down to {scaler.get_scale():.3g}', data_batch)
 
 
@@ -115,7 +115,7 @@ def _stop(runner: Runner, fault: str, data_batch: Any = None) -> NoReturn:
         images = ''.join(f'\n  {image}' for image in images_of(data_batch.get('data_samples')))
         look = f' The batch:{images}\nLook at these images and their annotations.'
     saved = glob(os.path.join(escape(runner.work_dir), '*.pth'))
-    before = f'Checkpoints from before are whole, in {runner.work_dir}' if saved else 'There is no checkpoint'
+    before = f'Earlier checkpoints in {runner.work_dir} are intact' if saved else 'There is no checkpoint'
     error = DivergedError(
         f'training diverged {when}: {fault}.{look}\nWhere the data is fine, lower '
         'optim_wrapper.optimizer.lr, or clip the gradients: optim_wrapper.clip_grad=dict(max_norm=35). '

@@ -56,10 +56,10 @@ def check_checkpoint(path: str, resume: bool = False) -> dict[str, Any]:
     except Exception as error:  # a damaged file fails in many ways; all of them mean the same to the user
         raise UserError(str(error)) from error
     if not isinstance(checkpoint, dict):
-        raise UserError(f'{os.path.abspath(path)} is no checkpoint: it holds a {type(checkpoint).__name__}')
+        raise UserError(f'{os.path.abspath(path)} is not a checkpoint: it holds a {type(checkpoint).__name__}')
     for key in ('state_dict', *TRAINING_STATE):
         if key in checkpoint and not isinstance(checkpoint[key], dict):
-            raise UserError(f'{os.path.abspath(path)} is no checkpoint: its {key} is no dict')
+            raise UserError(f'{os.path.abspath(path)} is not a checkpoint: its `{key}` is not a dict')
     for name, entry in tensors_of(checkpoint):
         fault = form_fault(entry, [entry.dtype])
         if not fault and not name.startswith(('meta.', 'message_hub.')):  # logs may hold anything

@@ -43,11 +43,11 @@ class SafeRunner(Runner):
                 self._settle_start()
             if restarts_may_fail():
                 self.logger.warning(
-                    'torchrun --max-restarts: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or processes that it '
-                    'starts again may look for those that died'
+                    'torchrun --max-restarts: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, otherwise restarted '
+                    'processes may try to connect to the ones that died'
                 )
             if was_restarted() and not self._resume:
-                self.logger.warning('this run was started again before it had saved: it starts afresh')
+                self.logger.warning('restarted before the first checkpoint was saved: starting from scratch')
             if self.rank == 0:
                 for leftover in glob(os.path.join(escape(self.work_dir), f'*{UNFINISHED}')):
                     os.remove(leftover)
