@@ -44,22 +44,24 @@ class Problem(NamedTuple):
 
 def main(argv: list[str] | None = None) -> None:
     """Print the report; exit code 1 where something has to be mended."""
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog='python -m mmhcg.doctor',
         description='What is installed, what does not fit together, and the command that mends it. '
         'Exit code 0: all fits; 1: something has to be mended.',
-    ).parse_args(argv)
+    )
+    parser.add_argument('--all', action='store_true', help="list all of mmcv's operators that are missing")
+    args = parser.parse_args(argv)
     print(f'Python {platform.python_version()}, {platform.platform()}')
     for module, names in WANTED.items():
         print(f'  {module:12} {_versions(names) or "not installed"}')
-    print(f'  {"mmhcg":12} in {PACKAGE}')
+    print(f'  {"mmhcg":12} {_versions(["mmhcg"]) or "not installed"}, in {PACKAGE}')
     for name, extra in optional():
         print(f'  {name:12} {_versions([name]) or f"not installed, optional: [{extra}]"}')
     problems = list(find_problems())
     for problem in problems:
         print(f'\nproblem: {problem.what}\n   mend: {problem.mend}')
     print(f'\n{len(problems)} problems' if problems else '\nall of it fits together')
-    for line in operators():
+    for line in operators(args.all):
         print(f'\n{line}')
     sys.exit(1 if problems else 0)
 
@@ -82,18 +84,18 @@ def find_problems() -> Iterator[Problem]:
             f"{stale} is left from building a wheel and hides the checkout's configs", f'rm -r {stale}'
         )
     for module in WANTED:
-        if find_spec(module) is None:
-            yield Problem(f'{module} is not installed', STANDALONE)
+        if _file(module) is None:
+            yield Problem(f'{module} is not installed{_stray(module)}', STANDALONE)
         elif error := _import_error(module):
             yield Problem(f'`import {module}` fails: {error}', _reinstall(module))
 
 
-def operators() -> Iterator[str]:
+def operators(list_all: bool = False) -> Iterator[str]:
     """Which of mmcv's operators are compiled, provided by this package, or missing."""
-    spec = find_spec('mmcv')
-    if spec is None:
+    file = _file('mmcv')
+    if file is None:
         return
-    folder = Path(str(spec.origin)).parent
+    folder = file.parent
     names = sorted(operator_names(folder))
     if any((folder / f'_ext{suffix}').is_file() for suffix in EXTENSION_SUFFIXES):
         yield f'mmcv operators: all {len(names)} compiled'
@@ -106,9 +108,26 @@ def operators() -> Iterator[str]:
     ours |= {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     missing = [name for name in names if name not in ours]
     provided = len(names) - len(missing)
-    yield f'mmcv operators: none compiled, {provided} of {len(names)} provided by mmhcg. Missing:\n' + fill(
-        ', '.join(missing), 100, initial_indent='  ', subsequent_indent='  '
+    yield (
+        f'mmcv operators: none compiled, {provided} of {len(names)} provided by mmhcg. Most of the other '
+        f'{len(missing)} are for rotated boxes, point clouds, GANs, text in images and single networks'
+        + ('' if list_all else '; --all lists them')
     )
+    if list_all:
+        yield fill(', '.join(missing), 100, initial_indent='  ', subsequent_indent='  ')
+
+
+def _file(module: str) -> Path | None:
+    """The file that an import would run; a folder without one, which Python would take, is no library."""
+    spec = find_spec(module)
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def _stray(module: str) -> str:
+    """For a message: the folder that has the name of a library and is none."""
+    spec = find_spec(module)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    return f'; the folder {folders[0]} is something else' if folders else ''
 
 
 def operator_names(mmcv: Path) -> set[str]:
@@ -143,7 +162,7 @@ def _versions_that_do_not_fit() -> Iterator[Problem]:
         yield Problem(
             f'PyTorch {torch} is built for NumPy 1, not {numpy}', "pip install 'numpy<2' 'opencv-python<4.12'"
         )
-    if _version('mmengine') and find_spec('pkg_resources') is None:
+    if _version('mmengine') and _file('pkg_resources') is None:
         yield Problem(
             "`_base_ = 'mmdet::...'` needs pkg_resources, which setuptools 82 dropped",
             "pip install 'setuptools<81'",
@@ -159,9 +178,8 @@ def _versions_that_do_not_fit() -> Iterator[Problem]:
 
 def _reinstall(module: str) -> str:
     names = {'mmcv': 'mmcv-lite==2.1.0', 'mmdet': 'mmdet==3.3.0', 'mmengine': 'mmengine==0.10.7'}
-    name = names.get(module, WANTED[module][-1 if module == 'cv2' else 0])
-    name = 'opencv-python-headless' if module == 'cv2' else name  # the other needs libGL
-    return f'pip install --force-reinstall --no-deps {name}'
+    names['cv2'] = 'opencv-python-headless'  # the other needs libGL
+    return f'pip install --force-reinstall --no-deps {names.get(module, WANTED[module][0])}'
 
 
 def _import_error(module: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.machinery import PathFinder
 from types import SimpleNamespace
 
 import pytest
@@ -26,7 +27,9 @@ def installed(monkeypatch, tmp_path):
         monkeypatch.setattr(doctor, 'distributions', lambda: found)
         monkeypatch.setattr(doctor, 'requires', lambda name: ['numpy', 'torch==2.14.1'])
         monkeypatch.setattr(
-            doctor, 'find_spec', lambda name: None if name in lacking.get('modules', ()) else 1
+            doctor,
+            'find_spec',
+            lambda name: None if name in lacking.get('modules', ()) else SimpleNamespace(origin='x.py'),
         )
         monkeypatch.setattr(doctor, '_import_error', lambda name: lacking.get('errors', {}).get(name))
         monkeypatch.setattr(doctor, 'PACKAGE', tmp_path / 'mmhcg')
@@ -109,8 +112,9 @@ def test_operators_are_told_apart(tmp_path, monkeypatch):
         doctor, 'find_spec', lambda name: SimpleNamespace(origin=str(tmp_path / '__init__.py'))
     )
     (report,) = doctor.operators()
-    first, missing = report.splitlines()
-    assert '1 of 2 provided by mmhcg' in first
+    assert '1 of 2 provided by mmhcg. Most of the other 1 are for' in report and '--all' in report
+    first, missing = doctor.operators(list_all=True)
+    assert report.startswith(first)
     assert missing.split() == ['knn_forward']
     (tmp_path / '_ext.abi3.so').touch()
     assert list(doctor.operators()) == ['mmcv operators: all 2 compiled']
@@ -133,6 +137,18 @@ def test_a_broken_installation_is_survived_and_told(tmp_path):
     assert run.returncode == 1
     assert 'HCGNet is not registered (ImportError: half of it is gone)' in run.stderr
     assert '`import mmengine` fails: ImportError: half of it is gone' in run.stdout
+
+
+def test_a_folder_with_the_name_of_a_library_is_not_one(installed, tmp_path, monkeypatch):
+    """Python takes it for a package without an `__init__.py`, whose import does not fail."""
+    (tmp_path / 'mmcv').mkdir()
+    spec = PathFinder.find_spec('mmcv', [str(tmp_path)])
+    assert installed(HEALTHY) == {}
+    healthy = doctor.find_spec
+    monkeypatch.setattr(doctor, 'find_spec', lambda name: spec if name == 'mmcv' else healthy(name))
+    assert list(doctor.operators()) == []
+    (problem,) = doctor.find_problems()
+    assert problem.what == f'mmcv is not installed; the folder {tmp_path / "mmcv"} is something else'
 
 
 def test_this_installation_is_sound(capsys):
