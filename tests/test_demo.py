@@ -14,6 +14,7 @@ from mmengine.registry import HOOKS
 from torch import nn
 
 from mmhcg.data import scenes
+from mmhcg.runs import UserError
 from mmhcg.runs.demo import run_demo
 
 REPO = Path(__file__).resolve().parent.parent
@@ -74,7 +75,7 @@ def test_pictures_show_truth_beside_detections(demo):
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / 'thesis.tex').write_text('mine')
-    with pytest.raises(FileExistsError, match='name another folder'):
+    with pytest.raises(UserError, match='name another folder'):
         run_demo(CONFIG, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
 

@@ -139,7 +139,10 @@ custom_hooks = [
 ]
 """
     message = stop_of(write_run(tiny, tmp_path, fault), capsys)
-    assert 'in iteration 4 (epoch 2): the gradients were not finite in 2 consecutive steps, all of which' in message
+    assert (
+        'in iteration 4 (epoch 2): the gradients were not finite in 2 consecutive steps, all of which'
+        in message
+    )
     assert 'the loss scale is down to 8.19e+03. The batch:' in message  # 65536 / 2 / 2 / 2
     assert FiniteTraining().max_skipped == 50
 

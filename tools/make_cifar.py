@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from mmhcg.data.cifar import make_cifar
+from mmhcg.runs import UserError, cli
+
+
+def make(npz: str, out: str) -> None:
+    """Write the folder, and tell where."""
+    try:
+        folder = make_cifar(npz, out)
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from error
+    print(f'{folder}: made')
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -17,13 +26,7 @@ def main(argv: list[str] | None = None) -> None:
         'npz', metavar='FILE.npz', help='with train_jpeg, train_offsets, train_labels and test_*'
     )
     parser.add_argument('out', metavar='DIR', help='folder in which cifar-10-batches-bin/ is made')
-    args = parser.parse_args(argv)
-    try:
-        folder = make_cifar(args.npz, args.out)
-    except (OSError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
-    print(f'{folder}: made')
+    cli.run(make, parser, argv)
 
 
 if __name__ == '__main__':

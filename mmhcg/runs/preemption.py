@@ -15,10 +15,9 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from mmhcg.runs.processes import leave_group
-from mmhcg.runs.resuming import point_at
+from mmhcg.runs.resuming import INTERRUPTED, point_at
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
-INTERRUPTED = 'interrupted.pth'
 
 
 class PreemptionHook(Hook):
@@ -80,7 +79,9 @@ class PreemptionHook(Hook):
             if self._received == 'SIGINT':
                 raise KeyboardInterrupt
             # Not by print, which a signal may interrupt and which must not be entered anew.
-            os.write(2, b'\nsaving and stopping after this iteration; press Ctrl-C again to stop immediately\n')
+            os.write(
+                2, b'\nsaving and stopping after this iteration; press Ctrl-C again to stop immediately\n'
+            )
         self._received = signal.Signals(number).name
 
     def _save(self, runner: Runner, **meta: Any) -> None:

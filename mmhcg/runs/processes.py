@@ -6,7 +6,10 @@ import os
 
 from torch import distributed
 
+from mmhcg.runs.errors import UserError
+
 RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}  # by launcher
+STARTERS = {'pytorch': 'torchrun', 'slurm': 'srun', 'mpi': 'mpirun'}
 
 
 def is_first(launcher: str | None) -> bool:
@@ -14,7 +17,21 @@ def is_first(launcher: str | None) -> bool:
     return int(os.environ.get(RANKS.get(launcher or '', ''), 0)) == 0
 
 
+def check_launcher(launcher: str) -> None:
+    """Raises UserError where this process was not started by what the launcher stands for."""
+    variable = RANKS.get(launcher)
+    if variable and variable not in os.environ and not _in_group():
+        raise UserError(
+            f'--launcher {launcher}, and the variable {variable} is not set: start it with '
+            f'{STARTERS[launcher]}, or leave out --launcher'
+        )
+
+
 def leave_group() -> None:
     """Leave the group, when all processes do: an exit with the group's threads running may end in a crash."""
-    if distributed.is_available() and distributed.is_initialized():
+    if _in_group():
         distributed.destroy_process_group()
+
+
+def _in_group() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

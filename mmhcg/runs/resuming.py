@@ -12,7 +12,8 @@ from mmhcg.runs.errors import UserError
 from mmhcg.runs.preflight import check_checkpoint
 
 POINTER = 'last_checkpoint'  # MMEngine's file in the work dir that names the newest checkpoint
-SAVED = (POINTER, 'epoch_*.pth', 'iter_*.pth', 'best_*.pth', 'interrupted.pth')  # what a run leaves there
+INTERRUPTED = 'interrupted.pth'  # PreemptionHook's
+SAVED = (POINTER, 'epoch_*.pth', 'iter_*.pth', 'best_*.pth', INTERRUPTED)  # what a run leaves there
 
 
 class Start(NamedTuple):
