@@ -287,8 +287,11 @@ def test_truncated_file(tmp_path: Path, way: None, share: float, zipped: bool) -
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        (b'version https://git-lfs.github.com/spec/v1\n', "is text, no checkpoint: 'version https://git-lfs"),
-        (b'<!DOCTYPE html>\n<html>404</html>', 'is HTML, no checkpoint: .* download page'),
+        (
+            b'version https://git-lfs.github.com/spec/v1\n',
+            "is a text file, not a checkpoint: 'version https://git-lfs",
+        ),
+        (b'<!DOCTYPE html>\n<html>404</html>', 'is an HTML file, not a checkpoint: .* download page'),
         (b'\0' * 99, 'cannot be loaded'),
     ],
 )

@@ -125,7 +125,7 @@ def test_weights_that_no_loss_tells_of_are_not_saved(tiny, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch.amp, 'GradScaler'), reason='loss scales on CPUs need PyTorch 2.3')
 def test_mixed_precision_may_skip_steps_but_not_all(tiny, tmp_path, capsys):
-    """Skipped are the steps of iterations 1, 3 and 4: two on end are too many here."""
+    """Skipped are the steps of iterations 1, 3 and 4: two in a row are too many here."""
     fault = f"""
 optim_wrapper = dict(type='CpuAmp')
 custom_hooks = [
@@ -134,7 +134,10 @@ custom_hooks = [
 ]
 """
     message = stop_of(write_run(tiny, tmp_path, fault), capsys)
-    assert 'in iteration 4 (epoch 2): the gradients were not finite in 2 consecutive steps' in message
+    assert (
+        'in iteration 4 (epoch 2): the gradients were not finite in 2 consecutive steps, all of which'
+        in message
+    )
     assert 'the loss scale is down to 8.19e+03. The batch:' in message  # 65536 / 2 / 2 / 2
     assert FiniteTraining().max_skipped == 50
 

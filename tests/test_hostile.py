@@ -197,7 +197,7 @@ STATES = {  # damage to what only --resume reads: the reason
         "size of optimizer's group",
     ),
     'huge view in the log': (lambda c: c['message_hub'].update(x=HUGE), r'message_hub\.x claims 10000000'),
-    'list for a dict': (lambda c: c.update(meta=[]), 'its meta is no dict'),
+    'list for a dict': (lambda c: c.update(meta=[]), 'its `meta` is not a dict'),
     'dict that holds itself': (
         lambda c: c['optimizer'].update(x=c['optimizer'], state=HUGE),
         'claims 10000000',

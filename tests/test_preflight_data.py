@@ -367,5 +367,5 @@ def test_the_file_to_score_against_is_held_to_the_classes_too(cfg, data):
 
 def test_a_class_without_a_comma_is_refused(cfg):
     cfg.train_dataloader.dataset.metainfo = dict(classes='ellipse')  # what ('ellipse') is
-    with pytest.raises(UserError, match=r"is a text, 'ellipse'.*classes=\('ellipse',\)"):
+    with pytest.raises(UserError, match=r"is a string, 'ellipse'.*classes=\('ellipse',\)"):
         check_data(cfg, ('train',))

@@ -122,7 +122,7 @@ def test_nothing_whole_stops_the_run(tiny, tmp_path, capsys):
         assert train(tiny, str(tmp_path), *options) == 2
         message = capsys.readouterr().err
         assert f'nothing to resume: no usable checkpoint in {tmp_path}' in message
-        assert 'epoch_1.pth: is text, no checkpoint' in message
+        assert 'epoch_1.pth: is a text file, not a checkpoint' in message
     assert [path.name for path in tmp_path.iterdir()] == ['epoch_1.pth']
 
 

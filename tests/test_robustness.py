@@ -349,7 +349,7 @@ def test_papers_rows():
     ('options', 'message'),
     [
         (['--eps', '2'], '--eps: changes of pixels that go from 0 to 1, not 2.0'),
-        (['--eps', '0', '--limit', '0'], '--limit 0: it must be positive'),
+        (['--eps', '0', '--limit', '0'], '--limit must be positive, not 0'),
         (['--eps', '0', '--against', 'resnet50', 'none.pth'], 'no checkpoint at .*none.pth'),
         (['--eps', '0', '--against', 'resnet7', 'tiny.pth'], 'resnet7 is neither a config file nor'),
         (['--eps', '0', '--against', 'resnet50', 'tiny.pth'], 'needs a config whose model.head'),

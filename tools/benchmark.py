@@ -120,7 +120,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f'--device cuda: PyTorch {torch.__version__} sees no GPU')
     if min(*args.shape, args.repeats) < 1:
         parser.error('--shape and --repeats must be positive')
+    for path in filter(None, (args.csv, args.plot)):
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if path.is_dir() or not above.is_dir():
+            parser.error(f'{path} cannot be written: {path if path.is_dir() else above} is in the way')
     return args
+
+
+def progress(text: str) -> None:
+    """In one line of a terminal. Not that of `mmhcg.runs`, which needs MMEngine."""
+    if sys.stderr.isatty():
+        print(f'\r{text:60}', end='', file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -143,9 +153,9 @@ def main(argv: list[str] | None = None) -> None:
             mode=args.mode,
             dtype=args.dtype,
             repeats=args.repeats,
-            progress=lambda text: print(f'\r{text:60}', end='', file=sys.stderr, flush=True),
+            progress=progress,
         )
-    print(file=sys.stderr)
+    progress('\n')
     print(format_table(results))
     if args.csv:
         write_csv(results, args.csv)

@@ -28,11 +28,12 @@ def run(annotations: str, images: str | None, jobs: int, no_images: bool, no_mas
         _tell(fault, tally)
     if file.images and images is not None and not no_images:
         faults = []
-        bar = ProgressBar(len(file.images), file=sys.stderr)
+        bar = ProgressBar(len(file.images), file=sys.stderr) if sys.stderr.isatty() else None
         for found in check_images(file, images, jobs):
             faults += found
-            bar.update()
-        print(file=sys.stderr)
+            if bar:
+                bar.update()
+        cli.end_progress()
         for fault in faults:
             _tell(fault, tally)
     listed = f'{len(file.images)} images, {file.annotations} annotations, {len(file.categories)} categories'
@@ -51,8 +52,8 @@ def _tell(fault: Fault, tally: Tally) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Name every fault of a set in COCO's format. "
-        'Exit code 0: none but such as are skipped (warnings); 1: some that end a run or falsify its result '
-        '(errors); 2: there is nothing to check.',
+        'Exit code 0: none but such as are skipped (warnings); 1: some that crash a run or invalidate its '
+        'result (errors); 2: there is nothing to check.',
     )
     parser.add_argument('annotations', metavar='ANN', help='annotation file')
     parser.add_argument('images', metavar='IMG_DIR', nargs='?', help='folder of the images')

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from mmhcg.runs import UserError, cli
+from mmhcg.runs.places import check_file
 
 
 def compare_runs(work_dirs: list[Path], plot: Path | None, csv: Path | None) -> None:
@@ -16,6 +17,8 @@ def compare_runs(work_dirs: list[Path], plot: Path | None, csv: Path | None) -> 
         raise UserError(f'--plot must end in .png, not {plot}')
     if plot and csv and plot.with_suffix('.csv').resolve() == csv.resolve():
         raise UserError(f"--plot {plot} writes the curves' points to {csv}: give --csv another name")
+    check_file('--plot', plot)
+    check_file('--csv', csv)
     runs = curves.read_runs(work_dirs)
     print(curves.format_table(runs))
     if csv:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from mmhcg.runs import UserError, cli
+from mmhcg.runs.places import check_folder
 
 
 def run(
@@ -26,8 +27,7 @@ def run(
     for name, number in (('--limit', limit), ('--side', side)):
         if number is not None and number < 1:
             raise UserError(f'{name} must be positive, not {number}')
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f'{out.resolve()} is there already: name another folder by --out')
+    check_folder('--out', out)
     from mmhcg.analysis import dissection_pages as pages  # imports MMDetection
     from mmhcg.analysis.dissection import FEW, Photos, dissect
     from mmhcg.analysis.stage_maps import StageMaps
@@ -58,6 +58,9 @@ def _bar(name: str, title: str, numbers: Iterable[int]) -> Iterable[int]:
     from mmengine.utils import track_iter_progress
 
     print(f'{name}: {title}')
+    if not sys.stdout.isatty():  # a bar is drawn over itself
+        yield from numbers
+        return
     yield from track_iter_progress(list(numbers))
     print()
 

@@ -8,11 +8,11 @@ from mmhcg.data.cifar import make_cifar
 from mmhcg.runs import UserError, cli
 
 
-def run(npz: str, out: str) -> None:
-    """Make the folder, and tell where."""
+def make(npz: str, out: str) -> None:
+    """Write the folder, and tell where."""
     try:
         folder = make_cifar(npz, out)
-    except (FileExistsError, FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
     print(f'{folder}: made')
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
         'npz', metavar='FILE.npz', help='with train_jpeg, train_offsets, train_labels and test_*'
     )
     parser.add_argument('out', metavar='DIR', help='folder in which cifar-10-batches-bin/ is made')
-    cli.run(run, parser, argv)
+    cli.run(make, parser, argv)
 
 
 if __name__ == '__main__':

@@ -8,11 +8,11 @@ from mmhcg.data import make_shapes
 from mmhcg.runs import UserError, cli
 
 
-def run(out: str, images: int, seed: int, val_images: int | None, size: int) -> None:
-    """Make the set, and tell where."""
+def make(out: str, images: int, seed: int, val_images: int | None, size: int) -> None:
+    """Make the set, and tell whether it was there already."""
     try:
         made = make_shapes(out, images, seed, val_images=val_images, size=size)
-    except (ValueError, FileExistsError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
     print(f'{out}: {"made" if made else "already there, left as it is"}')
 
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--seed', type=int, required=True, help='same seed, same bytes')
     parser.add_argument('--val-images', type=int, help='held-out images (default: a fifth of --images)')
     parser.add_argument('--size', type=int, default=128, help='side of the images in pixels (default: 128)')
-    cli.run(run, parser, argv)
+    cli.run(make, parser, argv)
 
 
 if __name__ == '__main__':

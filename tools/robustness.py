@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.config import DictAction
 
 from mmhcg.runs import UserError, cli
+from mmhcg.runs.places import check_file, refuse_empty
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / 'benchmarks/results/paper_robustness.csv'  # wheels have none
@@ -31,12 +32,15 @@ def run(
     """Measure, write each row when it is there, print and draw all."""
     if not all(0 <= strength <= 1 for strength in eps):
         raise UserError(f'--eps: changes of pixels that go from 0 to 1, not {" ".join(map(str, eps))}')
+    refuse_empty('--data-root', data_root)
     from mmhcg.analysis import robustness  # imports MMDetection
     from mmhcg.analysis.benchmark import write_csv
     from mmhcg.analysis.torchvision_net import num_classes, put_in, save_renamed
     from mmhcg.runs.preflight import check_checkpoint
 
     csv = csv or (plot.with_suffix('.csv') if plot else None)
+    check_file('--plot', plot)
+    check_file('--csv', csv)
     networks = [(config, checkpoint), *against]
     names = robustness.names_of(networks)
     for _, file in networks:

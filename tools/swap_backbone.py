@@ -27,6 +27,9 @@ def swap(config: str, arch: str, pretrained: str | bool | None, out: str | None,
 
         MMLogger.get_instance('check', log_level='ERROR')  # where each weight came from is not the question
         warnings.simplefilter('ignore')
+        print(
+            'comparing both detectors: sizes, a training step, a prediction ...', file=sys.stderr, flush=True
+        )
         print(compare_detectors(old, new))
     if out is None:
         print(text, end='')

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from mmhcg.runs import UserError, cli
+from mmhcg.runs.places import check_file
 
 
 def run(csv: str, jobs: int, build_only: bool) -> None:
@@ -17,7 +18,7 @@ def run(csv: str, jobs: int, build_only: bool) -> None:
 
     if jobs < 1:
         raise UserError(f'--jobs must be 1 or more, not {jobs}')
-
+    check_file('--csv', csv)
     torch.set_num_threads(1)
     try:
         rows = run_zoo(Path(csv), jobs, steps=not build_only)

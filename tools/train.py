@@ -10,8 +10,8 @@ from mmhcg.runs import cli, train
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description='Train a detector, or a classifier of configs/pretrain.',
-        epilog='Exit codes: 2 for what cannot work as given, 3 where numbers become NaN or infinite, and '
-        '75 after SIGTERM or SIGUSR1: the run has saved a checkpoint, and --resume goes on.',
+        epilog='Exit codes: 2 if the options, config or data are invalid, 3 where numbers become NaN or '
+        'infinite, and 75 after SIGTERM or SIGUSR1: the run has saved a checkpoint, and --resume goes on.',
     )
     parser.add_argument('config', help='config file')
     parser.add_argument(

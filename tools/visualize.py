@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from mmhcg.runs import UserError, cli
-from mmhcg.runs.errors import check_destination
+from mmhcg.runs.places import check_folder
 
 
 def show(config: str, checkpoint: str, images: list[Path], out: Path, score_thr: float) -> None:
     """Draw, and tell where."""
-    if not 0 <= score_thr <= 1:
-        raise UserError(f'--score-thr: scores go from 0 to 1, not {score_thr}')
-    check_destination('--out', out, is_folder=True)
+    if not 0 <= score_thr <= 1:  # NaN neither
+        raise UserError(f'--score-thr must be from 0 to 1, not {score_thr}')
+    check_folder('--out', out)
     from mmhcg.analysis.visualize import visualize
 
-    def progress(text: str) -> None:
-        print(f'\r{text:80}', end='', file=sys.stderr, flush=True)
-
-    folders = visualize(config, checkpoint, images, out, score_thr, progress)
-    print(file=sys.stderr)
+    folders = visualize(config, checkpoint, images, out, score_thr, cli.progress)
+    cli.end_progress()
     for folder in folders:
         print(f'{folder}: {", ".join(sorted(path.name for path in folder.glob("*.png")))}')
     print('The numbers of each picture stand beside it, as CSV.')

@@ -188,8 +188,10 @@ def _with_ground_truth(cfg: Config, pipeline: Sequence[ConfigDict]) -> list[Conf
 
 def _limit(cfg: Config, limit: int) -> None:
     leaves = list(leaf_datasets(cfg, 'test'))
-    if limit < 1 or len(leaves) != 1:
-        raise UserError(f"--limit {limit}: it must be positive, the test's datasets one, not {len(leaves)}")
+    if limit < 1:
+        raise UserError(f'--limit must be positive, not {limit}')
+    if len(leaves) != 1:
+        raise UserError(f'--limit {limit}: the test has {len(leaves)} datasets, and it can limit only one')
     leaves[0].pop('indices', None)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     leaves[0].indices = spread_over(len(DATASETS.build(leaves[0])), limit)

@@ -26,7 +26,7 @@ def classes_of(where: str, dataset: ConfigDict, cls: Any) -> list[str]:
         return list_from_file(classes)  # as MMEngine takes a string
     except OSError:
         raise UserError(
-            f'{where}: metainfo.classes is a text, {classes!r}, and MMDetection takes all names in it. '
+            f'{where}: metainfo.classes is a string, {classes!r}; MMDetection expects a tuple. '
             f'One class needs a comma: classes=({classes!r},)'
         ) from None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 
 from mmhcg.data.cifar import cifar_files, read_cifar
+from mmhcg.runs.config import class_name
 from mmhcg.runs.datasets import leaf_datasets
 from mmhcg.runs.errors import UserError
 
@@ -24,10 +25,7 @@ def check_classification_data(cfg: Config, modes: Sequence[str]) -> None:
     checks = {'ImageNet': _check_imagenet, 'CIFARBinary': _check_cifar}
     for mode in modes:
         for dataset in leaf_datasets(cfg, mode):
-            name = getattr(
-                dataset.type, '__name__', dataset.type
-            )  # a class, or its name with or without scope
-            if check := checks.get(name.rpartition('.')[2]):
+            if check := checks.get(class_name(dataset)):
                 check(f'{mode}_dataloader', dataset, cfg.model.head.num_classes)
 
 

@@ -41,6 +41,20 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
+def progress(text: str, width: int = 80) -> None:
+    """Tell on stderr what is going on: in one line of a terminal, over the last text, else in lines."""
+    if sys.stderr.isatty():
+        print(f'\r{text:{width}}', end='', file=sys.stderr, flush=True)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def end_progress() -> None:
+    """Go on in a new line."""
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+
+
 def run(function: Callable[..., Any], parser: argparse.ArgumentParser, argv: list[str] | None) -> None:
     """Call `function` with the parsed options; what the user can mend becomes a message and an exit code."""
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # MMEngine's, on every start
@@ -56,7 +70,7 @@ def run(function: Callable[..., Any], parser: argparse.ArgumentParser, argv: lis
         print(f'error: {error}', file=sys.stderr)
         sys.exit(getattr(error, 'exit_code', UserError.exit_code))
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None:  # of a network, for one
             raise
         print(f'error: {error.filename}: {error.strerror}', file=sys.stderr)
         sys.exit(UserError.exit_code)

@@ -10,6 +10,8 @@ from mmdet.evaluation import CocoMetric
 from mmengine.config import ConfigDict
 from mmengine.registry import METRICS
 
+from mmhcg.runs.config import class_name
+
 # MMDetection's names of pycocotools' stats 0..11 -> what they are with 1, 10 and 100 detections an image
 NAMES = {
     **{name: name for name in ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')},
@@ -47,11 +49,7 @@ def use_twelve_numbers(metrics: list[ConfigDict]) -> None:
         scored = metric.get('metric', 'bbox')
         scored = {scored} if isinstance(scored, str) else set(scored)
         chosen = 'proposal_nums' in metric or 'metric_items' in metric
-        if (
-            metric.get('type') in ('CocoMetric', 'mmdet.CocoMetric')
-            and scored <= {'bbox', 'segm'}
-            and not chosen
-        ):
+        if class_name(metric) == 'CocoMetric' and scored <= {'bbox', 'segm'} and not chosen:
             metric.type = CocoTwelve.__name__
 
 

@@ -46,6 +46,11 @@ def load_config(
         try:
             cfg = get_config(str(config)) if '::' in str(config) else Config.fromfile(config)
         except Exception as error:  # a config is a program, so it can fail in any way
+            if isinstance(error, UnboundLocalError) and isinstance(error.__context__, OSError):
+                raise UserError(
+                    f'cannot read the config {config}: MMEngine copies it to a temporary folder and cannot '
+                    f'write there ({error.__context__}): make room, or set TMPDIR to another folder'
+                ) from error
             raise UserError(f'cannot read the config {config}: {type(error).__name__}: {error}') from error
     try:
         cfg.merge_from_dict(cfg_options or {})
@@ -107,6 +112,12 @@ def dicts_of(node: Any, path: str = '') -> Iterator[tuple[str, ConfigDict]]:
             yield from dicts_of(child, f'{path}.{index}')
 
 
+def class_name(part: Any) -> str:
+    """The bare name of a `type` in a config, be it 'mmdet.X', 'X' or the class; or of an object's class."""
+    kind = part.get('type') if isinstance(part, dict) else type(part)
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+
+
 def alone(node: Any) -> Any:
     """A copy of a config, or of a part, that a single process can build: with BN for MMSyncBN.
 
@@ -121,10 +132,15 @@ def alone(node: Any) -> Any:
 def build_detector(config: str | Path | Config) -> Module:
     """The config's detector with random weights; UserError where it cannot be read or built."""
     cfg = load_config(config)
+    return build_model(cfg, detector_of(cfg))
+
+
+def build_model(cfg: Config, part: ConfigDict) -> Module:
+    """The config's model, or a part of it, with random weights; UserError where it cannot be built."""
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     try:
-        return MODELS.build(alone(detector_of(cfg)))
-    except Exception as error:  # of any detector's constructor
+        return MODELS.build(alone(part))
+    except Exception as error:  # of any model's constructor
         raise UserError(
             f'{cfg.filename or "the config"}: its model cannot be built: {type(error).__name__}: {error}'
         ) from error

@@ -40,10 +40,12 @@ def check_data(cfg: Config, modes: Sequence[str]) -> list[str]:
 
     Raises:
         UserError: a file is missing, classes of the config, the files and the heads differ, or something in
-            the files would end the run or falsify what comes out of it.
+            the files would crash the run or invalidate its result.
     """
     if not cfg.get(f'{modes[0]}_dataloader'):
         raise UserError(f'{cfg.filename or "the config"} has no `{modes[0]}_dataloader`')
+    for mode in modes:
+        _check_loader(cfg, mode)
     if is_classifier(cfg):
         check_classification_data(cfg, modes)
         return []
@@ -63,6 +65,19 @@ def check_data(cfg: Config, modes: Sequence[str]) -> list[str]:
     readers = [reader for mode in modes for reader in _readers(cfg, mode)]
     notes = [_check_file(path, readers) for path in {reader.path: 0 for reader in readers}]
     return [note for note in notes if note]
+
+
+def _check_loader(cfg: Config, mode: str) -> None:
+    """What the data loader needs; MMEngine fails of it when the run's folder is there."""
+    key = f'{mode}_dataloader'
+    loader = cfg.get(key)
+    if loader is None:
+        return
+    if not isinstance(loader, dict) or not loader.get('dataset'):
+        raise UserError(f'{cfg.filename or "the config"}: `{key}` must be a dict with a `dataset`')
+    size = loader.get('batch_size', 1)
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f'{key}.batch_size must be 1 or more, not {size!r}')
 
 
 def _check_file(path: str, readers: Iterable[Reader]) -> str | None:
@@ -95,7 +110,7 @@ def _message(file: AnnotationFile, readers: Sequence[Reader], tally: Tally) -> s
     folder = next((reader.folder for reader in readers if reader.folder is not None), 'IMG_DIR')
     of = ' and '.join(reader.where for reader in readers)
     text = (
-        f'{file.path}, of {of}, or its images would end the run or falsify its result: '
+        f'{file.path}, of {of}, or its images would crash the run or invalidate its result: '
         f'{tally.summary(stops=True)}\n{_lines(stopping)}\n'
         f'All faults, damaged images included: python tools/check_data.py {file.path} {folder}'
         f'{"" if file.use & ANY_MASKS else " --no-masks"}'
@@ -110,15 +125,20 @@ def _lines(faults: Sequence[Fault]) -> str:
 
 
 def _readers(cfg: Config, mode: str) -> Iterator[Reader]:
-    """What reads COCO's format in this mode, whose heads are checked; other formats are MMDetection's."""
+    """What reads COCO's format in this mode; other formats are MMDetection's."""
+    scored: list[str] = []
+    for reader, things in _dataset_readers(cfg, mode):
+        scored = things
+        yield reader
+    yield from _metric_readers(cfg, mode, scored)
+
+
+def _dataset_readers(cfg: Config, mode: str) -> Iterator[tuple[Reader, list[str]]]:
+    """The datasets, whose heads are checked; each with the classes that CocoMetric can score in it."""
     from mmdet.datasets import CocoDataset
-    from mmdet.evaluation import CocoMetric
-    from mmdet.registry import DATASETS, METRICS
+    from mmdet.registry import DATASETS
 
-    from mmhcg.runs.coco_metric import CocoTwelve
-
-    scoring = [metric for metric in metrics(cfg, mode) if not metric.get('format_only')]
-    classes: list[str] = []
+    scoring = any(map(_scores, metrics(cfg, mode)))
     for dataset in leaf_datasets(cfg, mode):
         where, cls = f'{mode}_dataloader', _class_of(dataset, DATASETS)
         path = _annotation_path(dataset)
@@ -139,18 +159,30 @@ def _readers(cfg: Config, mode: str) -> Iterator[Reader]:
         elsewhere = dataset.get('indices') is not None or '://' in images or not _reads_files(dataset)
         folder = None if elsewhere else images
         drops_empty = bool((dataset.get('filter_cfg') or {}).get('filter_empty_gt') and use & OBJECTS)
-        yield Reader(where, path, use, classes, folder, drops_empty and not dataset.get('test_mode'))
-        if panoptic:  # things alone are scored by CocoMetric, in a file that has no stuff
-            classes = []
+        reader = Reader(where, path, use, classes, folder, drops_empty and not dataset.get('test_mode'))
+        yield reader, [] if panoptic else classes  # CocoMetric scores things alone, in a file without stuff
+
+
+def _metric_readers(cfg: Config, mode: str, classes: list[str]) -> Iterator[Reader]:
+    """The metrics that score by COCO's rules, of these classes."""
+    from mmdet.evaluation import CocoMetric
+    from mmdet.registry import METRICS
+
+    from mmhcg.runs.coco_metric import CocoTwelve
+
     for metric in metrics(cfg, mode):
         cls, path = _class_of(metric, METRICS), _annotation_path(metric)
         coco = cls is CocoTwelve or getattr(cls, 'compute_metrics', None) is CocoMetric.compute_metrics
         if coco and path and not metric.get('sort_categories'):
             use = Use.IMAGES
-            if metric in scoring:
+            if _scores(metric):
                 scored: Any = metric.get('metric', 'bbox')
                 use = Use.SCORE | Use.SCORE_MASKS if 'segm' in scored else Use.SCORE
             yield Reader(f'{mode}_evaluator', path, use, classes)
+
+
+def _scores(metric: ConfigDict) -> bool:
+    return not metric.get('format_only')
 
 
 def _use(dataset: ConfigDict) -> Use:

@@ -14,8 +14,9 @@ from mmengine.runner import find_latest_checkpoint
 from mmhcg.data import make_shapes
 from mmhcg.runs import lock
 from mmhcg.runs.demo_pictures import draw_pictures
-from mmhcg.runs.errors import UserError, check_destination
+from mmhcg.runs.errors import UserError
 from mmhcg.runs.launch import test, train
+from mmhcg.runs.places import refuse_empty
 
 IMAGES, VAL_IMAGES = 2000, 200
 SIZE = 96  # pixels; the config's anchors and test pipeline are made for it
@@ -43,6 +44,7 @@ def run_demo(
         val_images: Generated images to score on, none of which was trained on.
         cfg_options: Replaces config entries.
     """
+    refuse_empty('--work-dir', work_dir)
     work_dir, started = Path(work_dir), time.time()
     check_destination('--work-dir', work_dir, is_folder=True)
     if not 0 <= seed < 2**32:
@@ -50,16 +52,21 @@ def run_demo(
     _make_room(work_dir)
     data = work_dir / 'data' / f'shapes_{images}_{val_images}_{SIZE}_seed_{seed}'
     print(f'making {images} + {val_images} images of shapes in {data}', flush=True)
-    make_shapes(data, images, seed, val_images=val_images, size=SIZE)
+    try:
+        make_shapes(data, images, seed, val_images=val_images, size=SIZE)
+    except (FileExistsError, ValueError) as error:
+        raise UserError(str(error)) from error
     made = time.time()
 
     cfg = Config.fromfile(config)
     cfg.merge_from_dict(cfg_options or {})
+    cfg.brief_screen = True
+    print(f'training for {cfg.train_cfg.max_iters} iterations; the log is in {work_dir}', flush=True)
     runner = train(_without_validation(cfg), work_dir=str(work_dir), data_root=str(data), seed=seed)
-    log = Path(runner.log_dir) / f'{runner.timestamp}.log'
+    log = work_dir / runner.timestamp / f'{runner.timestamp}.log'
     trained = time.time()
 
-    checkpoint = find_latest_checkpoint(str(work_dir))
+    checkpoint = work_dir / Path(find_latest_checkpoint(str(work_dir))).name
     predictions = work_dir / 'predictions.pkl'
     found = test(cfg, checkpoint, data_root=str(data), out=str(predictions), work_dir=str(work_dir))
     tested = time.time()
@@ -79,7 +86,7 @@ def run_demo(
 def _make_room(work_dir: Path) -> None:
     """Move what an earlier demo left in `work_dir` aside, its data excepted.
 
-    Raises UserError where `work_dir` holds something that is no demo, or one still trains.
+    Raises UserError where `work_dir` holds something that is not from a demo, or one still trains there.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     found = [path for path in work_dir.iterdir() if path.name != lock.NAME]
@@ -106,7 +113,7 @@ def _without_validation(cfg: Config) -> Config:
     return cfg
 
 
-def _say_where(scores: dict[str, Any], log: Path, checkpoint: str, work_dir: Path) -> None:
+def _say_where(scores: dict[str, Any], log: Path, checkpoint: Path, work_dir: Path) -> None:
     print(
         f'\nHCGNet on held-out shapes: box AP {scores["bbox_mAP"]:.3f}, mask AP {scores["segm_mAP"]:.3f} '
         f'after {scores["iterations"]} iterations and {scores["seconds"]["all"] / 60:.1f} minutes\n'

@@ -13,7 +13,6 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from mmhcg.registry import HOOKS
@@ -71,9 +70,9 @@ class FiniteTraining(Hook):
                 _stop(runner, f'{name} holds NaN or infinity')
 
     def _measure(self, optimizer: Optimizer, *_: Any) -> None:
-        """Keep the norm of all gradients on their device. With this limit, they stay as they are."""
-        parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
-        self._norm = clip_grad_norm_(parameters, math.inf)
+        """Keep the norm of all gradients, on their device; they stay as they are."""
+        parameters = (parameter for group in optimizer.param_groups for parameter in group['params'])
+        self._norm = _total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
     def _check_gradients(self, runner: Runner, data_batch: Any) -> None:
         if not runner.optim_wrapper.should_update():  # it accumulates gradients
@@ -90,8 +89,20 @@ class FiniteTraining(Hook):
             return
         self._skipped += 1
         if self._skipped >= self.max_skipped:
-            fault = f'the gradients were not finite in {self._skipped} consecutive steps, all skipped'
-            _stop(runner, f'{fault}; the loss scale is down to {scaler.get_scale():.3g}', data_batch)
+            fault = f'the gradients were not finite in {self._skipped} consecutive steps'
+            _stop(
+                runner,
+                f'{fault}, all of which were skipped; the loss scale is down to {scaler.get_scale():.3g}',
+                data_batch,
+            )
+
+
+def _total_norm(gradients: list[Tensor]) -> Tensor:
+    """The 2-norm of all of them together."""
+    if hasattr(torch.nn.utils, 'get_total_norm'):  # since PyTorch 2.6
+        return torch.nn.utils.get_total_norm(gradients)
+    norms = [norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)] if gradients else []
+    return torch.stack(norms).norm() if norms else torch.tensor(0.0)
 
 
 def images_of(samples: Any) -> Iterator[str]:

@@ -21,6 +21,7 @@ from mmhcg.runs.datasets import metrics, move_data
 from mmhcg.runs.errors import UserError, check_destination
 from mmhcg.runs.loading import check_loading
 from mmhcg.runs.lock import sole_run
+from mmhcg.runs.places import check_file, check_folder, refuse_empty
 from mmhcg.runs.processes import check_launcher
 from mmhcg.runs.resuming import refuse_to_overwrite, settle_seed, settle_start
 from mmhcg.weights.fit import check_fit
@@ -59,17 +60,17 @@ def train(
     Raises:
         UserError: what was given cannot work; nothing has been started or written.
     """
-    if resume == '':
-        raise UserError('--resume is empty: is a shell variable unset?')
-    if seed is not None and not 0 <= seed < 2**32:
-        raise UserError(f'--seed {seed}: NumPy takes 0 to {2**32 - 1}')
+    refuse_empty('--resume', resume)
     cfg = _load(config, cfg_options, work_dir, data_root, launcher)
     backbone_type = preflight.check_backbone(cfg)
+    preflight.check_parts(cfg, 'train')
     if amp:
         cfg.merge_from_dict({'optim_wrapper': dict(type='AmpOptimWrapper', loss_scale='dynamic')})
     preflight.check_amp(cfg)
     if seed is not None:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
+    preflight.check_seed(cfg)
+    preflight.check_model(cfg)
     if resume:
         cfg.resume, cfg.load_from = True, None if resume is True else str(resume)
     content, notes = _choose_weights(cfg, backbone_type, no_pretrained)
@@ -120,15 +121,16 @@ def test(
     cfg = _load(config, cfg_options, work_dir, data_root, launcher)
     if out is not None and not str(out).endswith(('.pkl', '.pickle')):
         raise UserError(f'--out must end in .pkl or .pickle, not {out}')
+    check_file('--out', out)
     if show_dir is not None and is_classifier(cfg):
         raise UserError('--show-dir draws detections, and a classifier has none: leave it out')
-    for option, path in (('--out', out), ('--show-dir', show_dir)):
-        if path is not None:
-            check_destination(option, path, is_folder=option == '--show-dir')
+    check_folder('--show-dir', show_dir)
     preflight.check_backbone(cfg)
+    preflight.check_parts(cfg, 'test')
     checkpoint = str(checkpoint)
     content = preflight.check_checkpoint(checkpoint)
     notes = check_data(cfg, ('test',))
+    preflight.check_model(cfg)
     pretrained.drop_pretrained(cfg)
     cfg.load_from, cfg.resume = checkpoint, False
     if show_dir is not None:
@@ -157,9 +159,8 @@ def _load(
     data_root: str | Path | None,
     launcher: str,
 ) -> Config:
-    for option, value in (('--work-dir', work_dir), ('--data-root', data_root)):
-        if value is not None and not str(value):
-            raise UserError(f'{option} is empty: is a shell variable unset?')
+    refuse_empty('--data-root', data_root)
+    check_folder('--work-dir', work_dir)
     check_launcher(launcher)
     cfg = load_config(config, cfg_options)
     cfg.launcher = launcher

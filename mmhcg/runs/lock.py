@@ -58,8 +58,9 @@ def _lock(file: IO[str], work_dir: str) -> None:
             'would be overwritten. Name another folder by --work-dir, or end that run first'
         ) from error
     except OSError as error:
-        what = f'cannot lock {work_dir}, so a second run there would not be detected: {error}'
-        print_log(what, logger='current', level=30)
+        print_log(
+            f'cannot lock {work_dir}: a second run there would not be detected ({error})', 'current', 30
+        )
         return
     file.truncate(0)
     file.write(

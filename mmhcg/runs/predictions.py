@@ -70,7 +70,7 @@ class CheckedPredictions(Hook):
 
     def _watch(self, model: Module) -> None:
         """Note NaN in what the heads put out from now on. Infinity may be meant there: it masks logits."""
-        self._stop_watching()  # an evaluation that failed
+        self._stop_watching()  # where an evaluation has failed before its end
         self._seen, self._nan = set(), []
         for name, module in model.named_modules():
             if type(module).__name__.endswith('Head'):

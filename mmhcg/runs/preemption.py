@@ -79,7 +79,9 @@ class PreemptionHook(Hook):
             if self._received == 'SIGINT':
                 raise KeyboardInterrupt
             # Not by print, which a signal may interrupt and which must not be entered anew.
-            os.write(2, b'\nCtrl-C: saving and stopping after this iteration; once more: immediately\n')
+            os.write(
+                2, b'\nsaving and stopping after this iteration; press Ctrl-C again to stop immediately\n'
+            )
         self._received = signal.Signals(number).name
 
     def _save(self, runner: Runner, **meta: Any) -> None:

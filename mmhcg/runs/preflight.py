@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 import torch
 from mmengine.config import Config
 
-from mmhcg.runs.config import detector_of, is_classifier
+from mmhcg.runs.config import build_model, class_name, detector_of, is_classifier
 from mmhcg.runs.errors import UserError
 from mmhcg.weights.entries import form_fault, tensors_of, value_fault
 
@@ -38,6 +39,36 @@ def check_backbone(cfg: Config) -> type:
     return found
 
 
+def check_parts(cfg: Config, mode: str) -> None:
+    """Raises UserError where the config lacks what training, or testing, needs besides the model."""
+    name = cfg.filename or 'the config'
+    for key in (f'{mode}_dataloader', f'{mode}_cfg', *(('optim_wrapper',) if mode == 'train' else ())):
+        if cfg.get(key) is None:
+            raise UserError(f'{name} has no `{key}`')
+        if not isinstance(cfg[key], dict):
+            raise UserError(f'{name}: `{key}` must be a dict, not {cfg[key]!r}')
+    scored = 'val' if mode == 'train' else mode
+    parts = [f'{scored}_{part}' for part in ('dataloader', 'cfg', 'evaluator')]
+    lacking = [part for part in parts if cfg.get(part) is None]
+    if lacking and (mode == 'test' or len(lacking) < len(parts)):  # training may do without validation
+        raise UserError(f'{name} has no `{lacking[0]}`, which belongs to {" and ".join(parts)}')
+
+
+def check_seed(cfg: Config) -> None:
+    """Raises UserError for a seed that NumPy does not take."""
+    seed = (cfg.get('randomness') or {}).get('seed')
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
+        raise UserError(f'the seed must be a whole number from 0 to {2**32 - 1}, not {seed!r}')
+
+
+def check_model(cfg: Config) -> None:
+    """Raises UserError where the model cannot be built, before the run makes its folder."""
+    with suppress(UserError), torch.device('meta'):  # without memory or random numbers
+        build_model(cfg, cfg.model)
+        return
+    build_model(cfg, cfg.model)  # some constructors need numbers
+
+
 def check_checkpoint(path: str, resume: bool = False) -> dict[str, Any]:
     """The content of a checkpoint file; addresses (`https://...`) are left to MMEngine and give {}.
 
@@ -56,10 +87,12 @@ def check_checkpoint(path: str, resume: bool = False) -> dict[str, Any]:
     except Exception as error:  # a damaged file fails in many ways; all of them mean the same to the user
         raise UserError(str(error)) from error
     if not isinstance(checkpoint, dict):
-        raise UserError(f'{os.path.abspath(path)} is no checkpoint: it holds a {type(checkpoint).__name__}')
+        raise UserError(
+            f'{os.path.abspath(path)} is not a checkpoint: it holds a {type(checkpoint).__name__}'
+        )
     for key in ('state_dict', *TRAINING_STATE):
         if key in checkpoint and not isinstance(checkpoint[key], dict):
-            raise UserError(f'{os.path.abspath(path)} is no checkpoint: its {key} is no dict')
+            raise UserError(f'{os.path.abspath(path)} is not a checkpoint: its `{key}` is not a dict')
     for name, entry in tensors_of(checkpoint):
         fault = form_fault(entry, [entry.dtype])
         if not fault and not name.startswith(('meta.', 'message_hub.')):  # logs may hold anything
@@ -79,7 +112,7 @@ def check_amp(cfg: Config) -> None:
     """Raises UserError where mixed precision is asked for and no accelerator is there."""
     from mmengine.device import get_device
 
-    if cfg.get('optim_wrapper', {}).get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
+    if class_name(cfg.optim_wrapper) == 'AmpOptimWrapper' and get_device() == 'cpu':
         raise UserError(
             'mixed precision (--amp or AmpOptimWrapper) needs a GPU, and PyTorch '
             f'{torch.__version__} sees none: train without it'

@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.hub import get_config
-from mmengine.model import PretrainedInit
 
 from mmhcg.registry import MODELS
-from mmhcg.runs.config import detector_of, dicts_of
+from mmhcg.runs.config import class_name, detector_of
 from mmhcg.runs.errors import UserError
 from mmhcg.runs.preflight import check_checkpoint
 from mmhcg.weights.fit import check_fit
@@ -107,12 +105,12 @@ def start_from_scratch(cfg: Config, backbone_type: type) -> str:
             backbone[option] = changed[option] = value
     if backbone.get('norm_cfg'):
         backbone.norm_cfg.requires_grad = changed['norm_cfg.requires_grad'] = True
-    if 'train_dataloader' in cfg:
+    if cfg.get('train_dataloader'):
         _keep_batches_full(cfg.train_dataloader)
     cfg.no_pretrained = True  # travels in the checkpoint, so that a resumed run stays unfrozen
     options = ', '.join(f'{option}={value}' for option, value in changed.items())
     note = f'{FROM_SCRATCH_NOTE}{options}. An incomplete batch at the end of an epoch is skipped.'
-    if _is_hcgnet(backbone) and cfg.get('train_dataloader', {}).get('batch_size', 4) < 4:
+    if _is_hcgnet(backbone) and (cfg.get('train_dataloader') or {}).get('batch_size', 4) < 4:
         note += f' {SMALL_BATCH_NOTE}'
     return note
 
@@ -129,7 +127,7 @@ def _keep_batches_full(loader: ConfigDict) -> None:
 
     if loader.get('batch_sampler') is None:
         loader.drop_last = True
-    elif loader.batch_sampler.type in ('AspectRatioBatchSampler', 'mmdet.AspectRatioBatchSampler'):
+    elif class_name(loader.batch_sampler) == 'AspectRatioBatchSampler':
         loader.batch_sampler.type = FullBatchSampler.__name__
 
 
@@ -143,11 +141,11 @@ def _init_cfgs(part: ConfigDict) -> list[ConfigDict]:
 
 
 def _pretrained(part: ConfigDict) -> list[ConfigDict]:
-    return [init for init in _init_cfgs(part) if init.get('type') in ('Pretrained', PretrainedInit)]
+    return [init for init in _init_cfgs(part) if class_name(init) in ('Pretrained', 'PretrainedInit')]
 
 
 def _is_hcgnet(backbone: ConfigDict) -> bool:
-    return str(getattr(backbone.type, '__name__', backbone.type)).endswith('HCGNet')
+    return class_name(backbone).endswith('HCGNet')
 
 
 def _accepts(cls: Any, option: str) -> bool:

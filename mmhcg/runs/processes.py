@@ -9,6 +9,7 @@ from torch import distributed
 from mmhcg.runs.errors import UserError
 
 RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}  # by launcher
+STARTERS = {'pytorch': 'torchrun', 'slurm': 'srun', 'mpi': 'mpirun'}
 
 
 def is_first(launcher: str | None) -> bool:
@@ -17,14 +18,20 @@ def is_first(launcher: str | None) -> bool:
 
 
 def check_launcher(launcher: str) -> None:
-    """Raises UserError where the process was not started by the launcher, which tells each its rank."""
-    rank = RANKS.get(launcher)
-    if rank and rank not in os.environ:
-        starter = {'pytorch': 'torchrun', 'slurm': 'srun', 'mpi': 'mpirun'}[launcher]
-        raise UserError(f'--launcher {launcher}, but {rank} is not set: start it with {starter}')
+    """Raises UserError where this process was not started by what the launcher stands for."""
+    variable = RANKS.get(launcher)
+    if variable and variable not in os.environ and not _in_group():
+        raise UserError(
+            f'--launcher {launcher}, and the variable {variable} is not set: start it with '
+            f'{STARTERS[launcher]}, or leave out --launcher'
+        )
 
 
 def leave_group() -> None:
     """Leave the group, when all processes do: an exit with the group's threads running may end in a crash."""
-    if distributed.is_available() and distributed.is_initialized():
+    if _in_group():
         distributed.destroy_process_group()
+
+
+def _in_group() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

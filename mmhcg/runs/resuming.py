@@ -12,7 +12,7 @@ from mmhcg.runs.errors import UserError
 from mmhcg.runs.preflight import check_checkpoint
 
 POINTER = 'last_checkpoint'  # MMEngine's file in the work dir that names the newest checkpoint
-INTERRUPTED = 'interrupted.pth'  # what a run saves when it is told to stop
+INTERRUPTED = 'interrupted.pth'  # PreemptionHook's
 SAVED = (POINTER, 'epoch_*.pth', 'iter_*.pth', 'best_*.pth', INTERRUPTED)  # what a run leaves there
 
 

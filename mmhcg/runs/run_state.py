@@ -69,7 +69,7 @@ def _seen(state: dict[str, Any], runner: Runner) -> int:
     batches = len(runner.train_dataloader)
     if state.get('batch') and state['batches'] != batches:
         runner.logger.warning(
-            f'epochs have {batches} batches now and had {state["batches"]}: this one begins anew'
+            f'epochs have {batches} batches now and had {state["batches"]}: restarting this epoch'
         )
         return 0
     return state.get('batch', 0)

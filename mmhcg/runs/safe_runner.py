@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from glob import escape, glob
 from typing import Any
 
+from mmengine.logging import MMLogger
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
 from mmhcg.runs.checkpoint_hook import SafeCheckpointHook
+from mmhcg.runs.config import class_name
 from mmhcg.runs.errors import UserError
 from mmhcg.runs.lock import sole_run
 from mmhcg.runs.resumable import EpochLoop, ResumableLoader
@@ -43,8 +46,8 @@ class SafeRunner(Runner):
                 self._settle_start()
             if restarts_may_fail():
                 self.logger.warning(
-                    'torchrun --max-restarts: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, otherwise '
-                    'restarted processes may try to connect to those that died'
+                    'torchrun --max-restarts: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, otherwise restarted '
+                    'processes may try to connect to the ones that died'
                 )
             if was_restarted() and not self._resume:
                 self.logger.warning('restarted before the first checkpoint was saved: starting from scratch')
@@ -57,6 +60,15 @@ class SafeRunner(Runner):
                 return super().train()
             finally:
                 self.call_hook('leave_train')
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """As the parent's; where the config says `brief_screen`, the long lists go to the file alone."""
+        logger = super().build_logger(*args, **kwargs)
+        if self.cfg.get('brief_screen'):
+            for handler in logger.handlers:
+                if not isinstance(handler, logging.FileHandler):
+                    handler.addFilter(_is_brief)
+        return logger
 
     def _settle_start(self) -> None:
         """Find the checkpoint to resume and take its seed."""
@@ -77,7 +89,7 @@ class SafeRunner(Runner):
 
     def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
         """As the parent's, and able to begin in the middle of an epoch."""
-        if isinstance(loop, dict) and (loop.get('by_epoch') or _name(loop) == 'EpochBasedTrainLoop'):
+        if isinstance(loop, dict) and (loop.get('by_epoch') or class_name(loop) == 'EpochBasedTrainLoop'):
             loop = {key: value for key, value in loop.items() if key != 'by_epoch'}
             loop['type'] = EpochLoop
         return super().build_train_loop(loop)
@@ -88,11 +100,11 @@ class SafeRunner(Runner):
         """As the parent's, with SafeCheckpointHook for CheckpointHook and the config's `safe_hooks`."""
         hooks = dict(default_hooks or {})
         checkpoint = hooks.setdefault('checkpoint', {'type': 'CheckpointHook', 'interval': 1})
-        if isinstance(checkpoint, dict) and _name(checkpoint) == 'CheckpointHook':
+        if isinstance(checkpoint, dict) and class_name(checkpoint) == 'CheckpointHook':
             hooks['checkpoint'] = {**checkpoint, 'type': SafeCheckpointHook}
         custom = list(custom_hooks or [])
-        present = {_name(hook) for hook in (*hooks.values(), *custom)}
-        custom += [hook for hook in self.cfg.get('safe_hooks', []) if _name(hook) not in present]
+        present = {class_name(hook) for hook in (*hooks.values(), *custom)}
+        custom += [hook for hook in self.cfg.get('safe_hooks', []) if class_name(hook) not in present]
         super().register_hooks(hooks, custom)
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -108,7 +120,7 @@ class SafeRunner(Runner):
             ) from error
 
 
-def _name(part: Any) -> str:
-    """The class of a hook or loop, or of a config of one, without its module."""
-    kind = part.get('type') if isinstance(part, dict) else type(part)
-    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+def _is_brief(record: logging.LogRecord) -> bool:
+    """Not the environment, the config or the list of hooks, which MMEngine's Runner logs over many lines."""
+    listing = record.filename == 'runner.py' and '\n' in record.getMessage()
+    return record.levelno > logging.INFO or not listing

@@ -67,10 +67,10 @@ def _check_file(path: Path) -> None:
     if not head:
         raise CheckpointError(f'checkpoint {path}: the file is empty. {_IF_DAMAGED}')
     if re.fullmatch(rb'[\t\n\r\x20-\x7e\x80-\xff]+', head):  # no format of weights does without the others
-        kind = 'HTML' if head.lstrip().startswith(b'<') else 'text'
+        kind = 'an HTML' if head.lstrip().startswith(b'<') else 'a text'
         raise CheckpointError(
-            f'checkpoint {path}: is {kind}, no checkpoint: {head[:40].decode(errors="replace")!r}... Was a '
-            'download page or a placeholder saved instead of the file?'
+            f'checkpoint {path}: is {kind} file, not a checkpoint: {head[:40].decode(errors="replace")!r}... '
+            'Was a download page or a placeholder saved instead of the file?'
         )
     if head.startswith(b'PK\x03\x04'):
         _check_archive(path)

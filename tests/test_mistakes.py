@@ -1,0 +1,272 @@
+"""Slips on the command line: one message and an exit code, before anything is built or written."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.model import PretrainedInit
+from mmengine.optim import AmpOptimWrapper
+from tiny_run import load_tool, write_config, write_data
+from torch import nn
+
+from mmhcg.runs import UserError, cli, preflight
+from mmhcg.runs.coco_metric import use_twelve_numbers
+from mmhcg.runs.config import build_detector, class_name, load_config
+from mmhcg.runs.finite import FiniteTraining
+from mmhcg.runs.launch import test as run_test
+from mmhcg.runs.predictions import CheckedPredictions
+from mmhcg.runs.safe_runner import SafeRunner
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory) -> Path:
+    """A folder with tiny.py, its weights.pth and shapes/, the set that it trains on."""
+    folder = tmp_path_factory.mktemp('tiny')
+    config = write_config(folder)
+    write_data(folder)
+    torch.save(build_detector(config).state_dict(), folder / 'weights.pth')
+    return folder
+
+
+def refusal(tool: str, argv: list[object], capsys: pytest.CaptureFixture, code: int = 2) -> str:
+    """The message with which a tool ends."""
+    with pytest.raises(SystemExit) as stop:
+        load_tool(tool).main([str(arg) for arg in argv])
+    assert stop.value.code == code
+    told = capsys.readouterr().err
+    assert 'error: ' in told
+    return told.rpartition('error: ')[2].strip()
+
+
+@pytest.mark.parametrize('option', ['--resume', '--data-root', '--work-dir'])
+def test_an_unset_variable_of_the_shell_is_refused(tiny, capsys, option):
+    told = refusal('train', [tiny / 'tiny.py', '--no-pretrained', option, ''], capsys)
+    assert told == f'{option} is empty: is a shell variable unset?'
+
+
+@pytest.mark.parametrize('option', ['--data-root', '--work-dir', '--show-dir'])
+def test_tests_refuse_it_too(tiny, capsys, option):
+    told = refusal('test', [tiny / 'tiny.py', tiny / 'weights.pth', option, ''], capsys)
+    assert told == f'{option} is empty: is a shell variable unset?'
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--out', 'taken.pkl'], 'taken.pkl is a folder: name a file'),
+        (['--out', 'file/new/results.pkl'], 'file is not a folder'),
+        (['--show-dir', 'file'], 'file is not a folder'),
+        (['--work-dir', 'file'], 'file is not a folder'),
+    ],
+)
+def test_places_of_results_are_looked_at_first(tiny, tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'taken.pkl').mkdir()
+    (tmp_path / 'file').touch()
+    argv = [tiny / 'tiny.py', tiny / 'weights.pth', '--data-root', tiny / 'shapes', *options]
+    assert message in refusal('test', argv, capsys)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'taken.pkl']
+
+
+@pytest.mark.parametrize(
+    ('tool', 'argv'),
+    [
+        ('robustness', ['a.py', 'a.pth', '--eps', '0', '--csv']),
+        ('robustness', ['a.py', 'a.pth', '--eps', '0', '--plot']),
+        ('compare_runs', ['run', '--csv']),
+        ('swap_zoo', ['--csv']),
+    ],
+)
+def test_places_of_tables_are_looked_at_first(tool, argv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'taken.png').mkdir()
+    assert 'is a folder: name a file' in refusal(tool, [*argv, 'taken.png'], capsys)
+
+
+def test_benchmarks_look_first_too(tmp_path, capsys):
+    assert 'cannot be written' in refusal('benchmark', ['--csv', tmp_path], capsys)
+    (tmp_path / 'file').touch()
+    assert 'cannot be written' in refusal('benchmark', ['--plot', tmp_path / 'file/new/x.png'], capsys)
+
+
+def test_visualize_looks_at_its_options_first(tmp_path, capsys):
+    (tmp_path / 'file').touch()
+    argv = ['a.py', 'a.pth', 'a.jpg', '--out']
+    assert 'is not a folder' in refusal('visualize', [*argv, tmp_path / 'file'], capsys)
+    for score in ('nan', '-0.1', '1.5'):
+        told = refusal('visualize', [*argv, tmp_path / 'new', '--score-thr', score], capsys)
+        assert told == f'--score-thr must be from 0 to 1, not {score}'
+
+
+MISTAKES = {
+    '--seed -1': 'the seed must be a whole number from 0 to 4294967295, not -1',
+    f'--seed {2**32}': 'the seed must be a whole number from 0 to',
+    '--cfg-options optim_wrapper=None': 'has no `optim_wrapper`',
+    '--cfg-options train_dataloader=None': 'has no `train_dataloader`',
+    '--cfg-options train_dataloader.dataset=None': '`train_dataloader` must be a dict with a `dataset`',
+    '--cfg-options train_dataloader.batch_size=0': 'train_dataloader.batch_size must be 1 or more, not 0',
+    '--cfg-options train_cfg=7': '`train_cfg` must be a dict, not 7',
+    '--cfg-options val_evaluator=None': 'has no `val_evaluator`, which belongs to val_dataloader and val_cfg',
+    '--cfg-options model.backbone.arch=z': 'its model cannot be built: ',
+    '--cfg-options model.roi_head.bbox_head.clases=3': "unexpected keyword argument 'clases'",
+    '--launcher pytorch': 'the variable RANK is not set: start it with torchrun',
+    '--launcher slurm': 'the variable SLURM_PROCID is not set: start it with srun',
+}
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+@pytest.mark.parametrize('weights', [['--no-pretrained'], []], ids=['random', 'pretrained'])
+def test_mistakes_end_before_the_folder_is_made(tiny, tmp_path, monkeypatch, capsys, mistake, weights):
+    for variable in ('RANK', 'SLURM_PROCID'):
+        monkeypatch.delenv(variable, raising=False)
+    # Weights that are not there must not hide the mistake, nor must the mistake end in a traceback there.
+    argv = [tiny / 'tiny.py', '--data-root', tiny / 'shapes', '--work-dir', tmp_path / 'run', *weights]
+    told = refusal('train', [*argv, *mistake.split(' ')], capsys)
+    if weights or ('dataset' not in mistake and 'batch_size' not in mistake):
+        assert MISTAKES[mistake] in told
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'test_evaluator': None}, 'has no `test_evaluator`'),
+        ({'test_dataloader.batch_size': -1}, 'test_dataloader.batch_size must be 1 or more, not -1'),
+        ({'model.rpn_head.feat_chanels': 3}, 'its model cannot be built'),
+    ],
+)
+def test_mistakes_in_what_is_tested(tiny, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        run_test(
+            tiny / 'tiny.py',
+            tiny / 'weights.pth',
+            tiny / 'shapes',
+            work_dir=tmp_path / 'run',
+            cfg_options=options,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_that_need_numbers_to_be_built_pass():
+    """Their constructors do not work on the device without any."""
+    cfg = load_config('mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py')
+    preflight.check_model(cfg)
+
+
+def test_a_file_that_cannot_be_read_or_written_ends_in_a_message(capsys):
+    def fail(error: OSError) -> None:
+        raise error
+
+    parser = argparse.ArgumentParser()
+    parser.set_defaults(error=OSError(errno.ENOSPC, 'No space left on device', 'x.csv'))
+    with pytest.raises(SystemExit, match='2'):
+        cli.run(fail, parser, [])
+    assert capsys.readouterr().err == 'error: x.csv: No space left on device\n'
+    parser.set_defaults(error=ConnectionResetError('by the peer'))
+    with pytest.raises(ConnectionResetError):
+        cli.run(fail, parser, [])
+
+
+def test_no_room_for_temporary_files_is_told(tiny, monkeypatch):
+    monkeypatch.setattr(tempfile, 'tempdir', str(tiny / 'gone'))
+    with pytest.raises(UserError, match=r'cannot write there .*/gone/.*make room, or set TMPDIR'):
+        load_config(tiny / 'tiny.py')
+
+
+def test_wrong_numbers_for_shapes(tmp_path, capsys):
+    argv = [tmp_path / 'set', '--images', '0', '--seed', '0']
+    assert 'cannot make shapes with images=0' in refusal('make_shapes', argv, capsys)
+    assert 'seed=-1' in refusal('demo', ['--work-dir', tmp_path / 'demo', '--seed', '-1'], capsys)
+    (tmp_path / 'file').touch()
+    assert refusal('demo', ['--work-dir', tmp_path / 'file'], capsys) == f'{tmp_path}/file: File exists'
+
+
+def test_the_demo_keeps_the_exit_code_of_divergence(monkeypatch, capsys):
+    from mmhcg.runs import demo
+    from mmhcg.runs.errors import DivergedError
+
+    def diverge(*args: object) -> None:
+        raise DivergedError('loss is nan')
+
+    monkeypatch.setattr(demo, 'run_demo', diverge)
+    assert refusal('demo', [], capsys, code=3) == 'loss is nan'
+
+
+def test_measuring_gradients_leaves_them_as_they_are(monkeypatch):
+    """Scaled by 1 in the order of clip_grad_norm_, all would be NaN where one is infinite."""
+    for has_function in (True, False):
+        if not has_function:
+            monkeypatch.delattr(nn.utils, 'get_total_norm', raising=False)
+        layer, hook = nn.Linear(2, 2), FiniteTraining()
+        optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+        hook._measure(optimizer)
+        assert hook._norm == 0  # before there are any
+        layer.weight.grad, layer.bias.grad = torch.full((2, 2), 1.5), torch.tensor([0.0, 4.0])
+        hook._measure(optimizer)
+        assert hook._norm == 5
+        layer.bias.grad[0] = float('inf')
+        hook._measure(optimizer)
+        assert hook._norm == float('inf')
+        assert (layer.weight.grad == 1.5).all() and layer.bias.grad.tolist() == [float('inf'), 4]
+
+
+def test_an_evaluation_that_failed_leaves_nothing_to_the_next():
+    class Head(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    hook, head = CheckedPredictions(), Head()
+    runner = SimpleNamespace(model=nn.Sequential(head))
+    hook.before_val_epoch(runner)
+    head(torch.tensor(float('nan')))
+    hook._seen.add(1)
+    hook.before_test_epoch(runner)  # and no end of the first
+    assert (hook._seen, hook._nan, len(head._forward_hooks)) == (set(), [], 1)
+
+
+def test_a_type_has_one_name_however_it_is_written():
+    for kind in ('AmpOptimWrapper', 'mmengine.AmpOptimWrapper', AmpOptimWrapper):
+        assert class_name({'type': kind}) == 'AmpOptimWrapper'
+        if not torch.cuda.is_available():
+            with pytest.raises(UserError, match='needs a GPU'):
+                preflight.check_amp(Config(dict(optim_wrapper=dict(type=kind))))
+    assert class_name(PretrainedInit('x.pth')) == 'PretrainedInit'
+    from mmdet.evaluation import CocoMetric
+
+    metrics = [ConfigDict(type=CocoMetric), ConfigDict(type='mmdet.CocoMetric')]
+    use_twelve_numbers(metrics)
+    assert [metric.type for metric in metrics] == ['CocoTwelve'] * 2
+
+
+def test_long_lists_can_be_kept_off_the_screen(tmp_path, capsys):
+    runner = object.__new__(SafeRunner)
+    runner.cfg, runner._experiment_name = Config(dict(brief_screen=True)), 'brief'
+    runner._log_dir, runner._timestamp = str(tmp_path), 'now'
+    logger = runner.build_logger()
+    for file, level, text in (
+        ('runner.py', logging.INFO, 'Config:\na = 1'),
+        ('runner.py', logging.INFO, 'one line'),
+        ('runner.py', logging.WARNING, 'a warning\nof two'),
+        ('coco_metric.py', logging.INFO, '\n AP = 0.4'),
+    ):
+        logger.handle(logger.makeRecord('mmengine', level, file, 1, text, (), None))
+    shown, logged = capsys.readouterr().out, (tmp_path / 'now.log').read_text()
+    assert 'Config' in logged and 'Config' not in shown
+    for text in ('one line', 'of two', 'AP = 0.4'):
+        assert text in shown and text in logged
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal(capsys):
+    cli.progress('building')
+    cli.end_progress()
+    assert capsys.readouterr().err == 'building\n'
+    assert list(load_tool('dissect')._bar('net', 'thresholds', range(3))) == [0, 1, 2]
+    assert capsys.readouterr().out == 'net: thresholds\n'
