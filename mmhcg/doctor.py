@@ -49,23 +49,23 @@ class Problem(NamedTuple):
 def main(argv: list[str] | None = None) -> None:
     """Print the report; exit code 1 where something has to be mended."""
     parser = argparse.ArgumentParser(
-        prog='python -m mmhcg.doctor',
+        prog='mmhcg doctor',
         description='What is installed, what does not fit together, and the command that mends it. '
         'Exit code 0: all fits; 1: something has to be mended.',
     )
-    parser.add_argument('--all', action='store_true', help="list all of mmcv's operators that are missing")
-    args = parser.parse_args(argv)
+    parser.add_argument('--all', action='store_true', help="name each of mmcv's operators that is missing")
+    options = parser.parse_args(argv)
     print(f'Python {platform.python_version()}, {platform.platform()}')
     for module, names in WANTED.items():
-        print(f'  {module:12} {_versions(names) or "not installed"}')
-    print(f'  {"mmhcg":12} {_versions(["mmhcg"]) or "not installed"}, in {PACKAGE}')
+        print(f'  {module:12} {versions_of(names) or "not installed"}')
+    print(f'  {"mmhcg":12} {version_of("mmhcg") or "not installed"}, in {PACKAGE}')
     for name, extra in optional():
         print(f'  {name:12} {versions_of([name]) or f"not installed, optional: [{extra}]"}')
     problems = list(find_problems())
     for problem in problems:
         print(f'\nproblem: {problem.what}\n   mend: {problem.mend}')
-    print(f'\n{len(problems)} problems' if problems else '\nall of it fits together')
-    for line in operators(args.all):
+    print('\nthen run mmhcg doctor again' if problems else '\nall of it fits together')
+    for line in operators(options.all):
         print(f'\n{line}')
     sys.exit(1 if problems else 0)
 
@@ -79,27 +79,22 @@ def optional() -> Iterator[tuple[str, str]]:
 
 
 def find_problems() -> Iterator[Problem]:
-    """Everything that keeps HCGNet from running in MMDetection here, most basic first."""
-    yield from _several_distributions()
-    yield from _versions_that_do_not_fit()
-    stale = PACKAGE / '.mim'
-    if stale.is_dir() and (PACKAGE.parent / 'setup.py').is_file():
-        yield Problem(
-            f"{stale} is left from building a wheel and hides the checkout's configs", f'rm -r {stale}'
-        )
-    for module in WANTED:
-        if _file(module) is None:
-            yield Problem(f'{module} is not installed{_stray(module)}', STANDALONE)
-        elif error := _import_error(module):
-            yield Problem(f'`import {module}` fails: {error}', _reinstall(module))
+    """What keeps HCGNet from running in MMDetection here, of the first kind that there is.
+
+    Files and versions come first, then imports, then configs, for each may fail because of what is before it.
+    """
+    for kind in (_static_problems, _import_problems, _config_problems):
+        found = list(kind())
+        yield from found
+        if found:
+            return
 
 
-def operators(list_all: bool = False) -> Iterator[str]:
+def operators(all_names: bool = False) -> Iterator[str]:
     """Which of mmcv's operators are compiled, provided by this package, or missing."""
-    file = _file('mmcv')
-    if file is None:
+    folder = folder_of('mmcv')
+    if folder is None:
         return
-    folder = file.parent
     names = sorted(operator_names(folder))
     if any((folder / f'_ext{suffix}').is_file() for suffix in EXTENSION_SUFFIXES):
         yield f'mmcv operators: all {len(names)} compiled'
@@ -111,27 +106,11 @@ def operators(list_all: bool = False) -> Iterator[str]:
     ours |= {target.id for target in targets if isinstance(target, ast.Name)}
     ours |= {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     missing = [name for name in names if name not in ours]
-    provided = len(names) - len(missing)
-    yield (
-        f'mmcv operators: none compiled, {provided} of {len(names)} provided by mmhcg. Most of the other '
-        f'{len(missing)} are for rotated boxes, point clouds, GANs, text in images and single networks'
-        + ('' if list_all else '; --all lists them')
-    )
-    if list_all:
+    provided = f'{len(names) - len(missing)} of {len(names)} provided by mmhcg'
+    kinds = '' if all_names else ' (--all names them) are those of rotated boxes, point clouds and the like'
+    yield f'mmcv operators: none compiled, {provided}. Missing{kinds}:'.removesuffix(':' if kinds else '')
+    if all_names:
         yield fill(', '.join(missing), 100, initial_indent='  ', subsequent_indent='  ')
-
-
-def _file(module: str) -> Path | None:
-    """The file that an import would run; a folder without one, which Python would take, is no library."""
-    spec = find_spec(module)
-    return Path(spec.origin) if spec and spec.origin else None
-
-
-def _stray(module: str) -> str:
-    """For a message: the folder that has the name of a library and is none."""
-    spec = find_spec(module)
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    return f'; the folder {folders[0]} is something else' if folders else ''
 
 
 def _static_problems() -> Iterator[Problem]:
@@ -178,7 +157,7 @@ def _versions_that_do_not_fit() -> Iterator[Problem]:
         yield Problem(
             f'PyTorch {torch} is built for NumPy 1, not {numpy}', "pip install 'numpy<2' 'opencv-python<4.12'"
         )
-    if _version('mmengine') and _file('pkg_resources') is None:
+    if version_of('mmengine') and find_spec('pkg_resources') is None:
         yield Problem(
             "`_base_ = 'mmdet::...'` needs pkg_resources, which setuptools 82 dropped",
             "pip install 'setuptools<81'",
@@ -194,10 +173,19 @@ def _versions_that_do_not_fit() -> Iterator[Problem]:
                 )
 
 
-def _reinstall(module: str) -> str:
-    names = {'mmcv': 'mmcv-lite==2.1.0', 'mmdet': 'mmdet==3.3.0', 'mmengine': 'mmengine==0.10.7'}
-    names['cv2'] = 'opencv-python-headless'  # the other needs libGL
-    return f'pip install --force-reinstall --no-deps {names.get(module, WANTED[module][0])}'
+def _bounds_of_mmdet() -> dict[str, tuple[str, str]]:
+    """The least version of mmcv and mmengine that mmdet takes, and the first that it refuses."""
+    folder = folder_of('mmdet')
+    if folder is None or not (folder / '__init__.py').is_file():
+        return {}
+    text = (folder / '__init__.py').read_text(encoding='utf-8')
+    found = dict(re.findall(r"^(\w+_(?:minimum|maximum)_version) = '([\w.]+)'", text, re.M))
+    names = [(f'{module}_minimum_version', f'{module}_maximum_version') for module in ('mmcv', 'mmengine')]
+    return {
+        least.partition('_')[0]: (found[least], found[below])
+        for least, below in names
+        if least in found and below in found
+    }
 
 
 def _import_problems() -> Iterator[Problem]:

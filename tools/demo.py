@@ -26,11 +26,6 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description='Train, score and draw HCGNet on generated shapes.')
     parser.add_argument('--work-dir', default='work_dirs/demo', help='folder for everything that is made')
     parser.add_argument('--seed', type=int, default=0, help='of the data and of the training (default: 0)')
-    # The maps are too small to share among threads: on two idle cores an iteration took as long with two
-    # threads as with one, on busy ones much longer. Read once, when PyTorch is imported.
-    os.environ.setdefault('OMP_NUM_THREADS', '1')
-    from mmhcg.runs import cli
-
     cli.run(run, parser, argv)
 
 

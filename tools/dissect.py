@@ -28,6 +28,8 @@ def run(
         if number is not None and number < 1:
             raise UserError(f'{name} must be positive, not {number}')
     check_folder('--out', out)
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f'{out.resolve()} is there already: name another folder by --out')
     from mmhcg.analysis import dissection_pages as pages  # imports MMDetection
     from mmhcg.analysis.dissection import FEW, Photos, dissect
     from mmhcg.analysis.stage_maps import StageMaps

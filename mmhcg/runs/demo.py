@@ -16,7 +16,7 @@ from mmhcg.runs import lock
 from mmhcg.runs.demo_pictures import draw_pictures
 from mmhcg.runs.errors import UserError
 from mmhcg.runs.launch import test, train
-from mmhcg.runs.places import refuse_empty
+from mmhcg.runs.places import check_folder
 
 IMAGES, VAL_IMAGES = 2000, 200
 SIZE = 96  # pixels; the config's anchors and test pipeline are made for it
@@ -44,11 +44,8 @@ def run_demo(
         val_images: Generated images to score on, none of which was trained on.
         cfg_options: Replaces config entries.
     """
-    refuse_empty('--work-dir', work_dir)
+    check_folder('--work-dir', work_dir)
     work_dir, started = Path(work_dir), time.time()
-    check_destination('--work-dir', work_dir, is_folder=True)
-    if not 0 <= seed < 2**32:
-        raise UserError(f'--seed {seed}: NumPy takes 0 to {2**32 - 1}')
     _make_room(work_dir)
     data = work_dir / 'data' / f'shapes_{images}_{val_images}_{SIZE}_seed_{seed}'
     print(f'making {images} + {val_images} images of shapes in {data}', flush=True)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 
 class UserError(Exception):
     """Something the user gave cannot work; the message names what, where and what to do instead.
@@ -23,15 +20,3 @@ class DivergedError(UserError):
     """
 
     exit_code = 3
-
-
-def check_destination(option: str, path: str | Path, is_folder: bool = False) -> None:
-    """Raises UserError where no file, or no folder, can be written, before work is done for it."""
-    path = Path(path).absolute()
-    if path.exists() and path.is_dir() != is_folder:
-        raise UserError(f'{option} {path} is {"a folder" if path.is_dir() else "no folder"}: name another')
-    there = next(part for part in (path, *path.parents) if part.exists())
-    if not there.is_dir() and there != path:
-        raise UserError(f'{option} {path}: {there} is no folder')
-    if not os.access(there, os.W_OK):
-        raise UserError(f'{option} {path}: {there} must not be written to')

@@ -18,7 +18,7 @@ from mmhcg.runs import preflight, pretrained
 from mmhcg.runs.config import is_classifier, load_config
 from mmhcg.runs.data_checks import check_data
 from mmhcg.runs.datasets import metrics, move_data
-from mmhcg.runs.errors import UserError, check_destination
+from mmhcg.runs.errors import UserError
 from mmhcg.runs.loading import check_loading
 from mmhcg.runs.lock import sole_run
 from mmhcg.runs.places import check_file, check_folder, refuse_empty

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
 
 from mmhcg.registry import MODELS
-from mmhcg.runs.config import class_name, detector_of
+from mmhcg.runs.config import class_name, detector_of, dicts_of
 from mmhcg.runs.errors import UserError
 from mmhcg.runs.preflight import check_checkpoint
 from mmhcg.weights.fit import check_fit
