@@ -243,7 +243,8 @@ def test_what_is_there_is_told_before_anything_is_read(tmp_path, capsys, kind):
     with pytest.raises(SystemExit) as error:
         load_tool('dissect').main(argv)
     assert error.value.code == 2
-    assert f'{out} is there already' in capsys.readouterr().err
+    message = 'is not a folder' if kind == 'file' else 'is there already'
+    assert f'{out} {message}' in capsys.readouterr().err
 
 
 def test_the_page_shows_the_best_unit_of_each_category_the_best_first():
