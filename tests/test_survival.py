@@ -222,7 +222,7 @@ def test_a_signal_that_is_ignored_on_purpose_stays_ignored():
 def test_a_second_ctrl_c_stops_at_once(capfd):
     hook = PreemptionHook()
     hook._note(signal.SIGINT, None)
-    assert 'saves and stops after this iteration' in capfd.readouterr().err
+    assert 'saving and stopping after this iteration' in capfd.readouterr().err
     with pytest.raises(KeyboardInterrupt):
         hook._note(signal.SIGINT, None)
 
