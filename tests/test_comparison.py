@@ -85,5 +85,7 @@ def test_the_tool_writes_the_file_all_the_same(tmp_path, capsys):
     (tmp_path / 'mine.py').write_text(f"_base_ = {NAME!r}\nmodel = dict(type='NoDetector')\n")
     out = tmp_path / 'new.py'
     load_tool('swap_backbone').main([str(tmp_path / 'mine.py'), '--out', str(out), '--check'])
-    assert 'and the old one in building: KeyError' in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert 'and the old one in building: KeyError' in told.out
+    assert told.err.startswith('building the new detector') and '\r' not in told.err
     assert out.exists()

@@ -202,6 +202,6 @@ def test_command_line(tmp_path):
     assert len(list((out / 'val2017').iterdir())) == 2
     assert cv2.imread(str(out / 'val2017' / '000000000001.png')).shape == (96, 96, 3)
     refused = subprocess.run([*command, '20'], capture_output=True, text=True)
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert 'Name another folder' in refused.stderr
     assert 'Traceback' not in refused.stderr

@@ -27,10 +27,9 @@ def swap(config: str, arch: str, pretrained: str | bool | None, out: str | None,
 
         MMLogger.get_instance('check', log_level='ERROR')  # where each weight came from is not the question
         warnings.simplefilter('ignore')
-        print(
-            'comparing both detectors: sizes, a training step, a prediction ...', file=sys.stderr, flush=True
-        )
-        print(compare_detectors(old, new))
+        table = compare_detectors(old, new, progress=cli.progress)
+        cli.end_progress()
+        print(table)
     if out is None:
         print(text, end='')
     else:

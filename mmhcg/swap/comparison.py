@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from mmengine.config import Config
@@ -17,7 +17,12 @@ from mmhcg.swap.rehearsal import build_untrained, predict_once, train_once
 STEPS = ('building', 'a training step', 'a prediction')
 
 
-def compare_detectors(old: Config, new: Config, shape: tuple[int, int] = (800, 1280)) -> str:
+def compare_detectors(
+    old: Config,
+    new: Config,
+    shape: tuple[int, int] = (800, 1280),
+    progress: Callable[[str], None] = lambda text: None,
+) -> str:
     """A table of levels, parameters and multiply-adds, and what a training step and a prediction gave.
 
     Where the old detector fails, too, no later than the new one, both failures stand there instead, and '?'
@@ -27,17 +32,21 @@ def compare_detectors(old: Config, new: Config, shape: tuple[int, int] = (800, 1
         old: The config before.
         new: The config with another backbone.
         shape: Height and width of the image for which multiply-adds are counted.
+        progress: Is told what is going on.
 
     Raises:
         UserError: The new detector fails at a step that the old one gets past.
     """
+    progress('building the new detector, for a training step and a prediction ...')
     told, fault = _rehearsed(new)
     lines = told[1:]  # that it is built goes without saying
     if fault:
+        progress('it fails; the same with the old detector ...')
         before, fault_before = _rehearsed(old)
         if len(before) > len(told):
             raise UserError(f'the new detector fails in {fault} (the old one gets past this)')
         lines += [f'the new detector fails in {fault}', f'and the old one in {fault_before}']
+    progress('measuring both detectors ...')
     return '\n'.join([*_table(old, new, shape), *lines]) + '\n'
 
 
