@@ -181,8 +181,8 @@ def test_benchmark_writes_what_it_prints(options, tmp_path, capsys):
     argv = [
         '--shape',
         '2',
-        '64',
-        '96',
+        '128',
+        '192',
         '--repeats',
         '2',
         '--csv',
@@ -199,7 +199,7 @@ def test_benchmark_writes_what_it_prints(options, tmp_path, capsys):
     assert [row['candidate'] for row in rows] == 2 * names
     ours, plain, resnet = (rows[names.index(name)] for name in ('b', 'plain', 'r50'))
     assert float(plain['to_plain']) == float(resnet['to_r50']) == 1
-    assert ours['shape'] == '2 x 3 x 64 x 96'
+    assert ours['shape'] == '2 x 3 x 128 x 192'
     if train:
         assert float(ours['saved_mb']) < 0.4 * float(plain['saved_mb'])
     else:

@@ -54,7 +54,7 @@ class SMG(nn.Module):
         gate_norm: Norm,
     ) -> None:
         super().__init__()
-        is_small = 6 * out_channels <= in_channels * stride**2  # X', beside the input
+        is_small = 5 * out_channels <= in_channels * stride**2  # X', beside the input
         self.recomputes = ('excited' if is_small else 'module') if with_cp else 'squeezed'
         self.norm1 = None if activated else norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, mid_channels, 1, bias=False)

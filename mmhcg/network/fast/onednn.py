@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmhcg.network.fast import is_traced
-from mmhcg.network.fast.recompute import recompute
 
 
 def is_for_onednn(feat: Tensor) -> bool:
@@ -37,9 +36,6 @@ class GroupedConv2d(nn.Conv2d):
         is_usual = self.groups == 1 or self.bias is not None or not self.out_channels // self.groups % 8
         if is_usual or not is_trained or not is_for_onednn(feat):
             return super().forward(feat)
-        return recompute(self, self._padded, feat)  # keeps its weight alone, not what is padded
-
-    def _padded(self, feat: Tensor) -> Tensor:
         width = self.out_channels // self.groups
         weight = self.weight.unflatten(0, (self.groups, width))
         weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -width % 8)).flatten(0, 1)
