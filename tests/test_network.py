@@ -66,7 +66,10 @@ def test_trunk_has_the_entries_of_the_authors_files(arch, parameters, entries):
     assert shapes == {name: tensor.shape for name, tensor in trunk.state_dict().items()}
 
 
-@pytest.mark.parametrize('arch', ['a1', 'b', 'c', dict(blocks=(2, 1), growth_rates=(8, 12))])
+SMALL = dict(blocks=(2, 1), growth_rates=(8, 12))
+
+
+@pytest.mark.parametrize('arch', ['a1', 'b', 'c', SMALL, dict(SMALL, stem='cifar')], ids=str)
 @pytest.mark.parametrize('size', [(33, 57), (112, 137)])
 def test_declared_channels_and_strides(arch, size):
     trunk = Trunk(arch).eval()
