@@ -47,7 +47,7 @@ def test_an_epoch_of_another_length_begins_anew(caplog, batches, seen):
         train_loop=None, train_dataloader=range(batches), logger=logging.getLogger('run_state')
     )
     assert _seen(dict(batch=2, batches=4), runner) == seen
-    assert ('epochs have 3 batches now and had 4: this one begins anew' in caplog.text) == (seen == 0)
+    assert ('epochs have 3 batches now and had 4: restarting this epoch' in caplog.text) == (seen == 0)
     assert _seen(dict(batch=0, batches=4), runner) == _seen({}, runner) == 0
     assert len(caplog.records) == (seen == 0)  # at an epoch's beginning nothing is lost
 
