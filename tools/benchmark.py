@@ -19,9 +19,9 @@ from mmhcg.analysis.benchmark import (
     ResNetTrunk,
     as_in_coco,
     compare,
-    write_csv,
 )
 from mmhcg.analysis.benchmark_pages import format_table, plot
+from mmhcg.analysis.tables import write_rows
 from mmhcg.network import Trunk, deploy
 from mmhcg.network.fast import kernels
 
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     progress('\n')
     print(format_table(results))
     if args.csv:
-        write_csv(results, args.csv)
+        write_rows(results, args.csv, add=True)
     if args.plot:
         plot(results, args.plot)
 

@@ -34,7 +34,7 @@ def run(
         raise UserError(f'--eps: changes of pixels that go from 0 to 1, not {" ".join(map(str, eps))}')
     refuse_empty('--data-root', data_root)
     from mmhcg.analysis import robustness  # imports MMDetection
-    from mmhcg.analysis.benchmark import write_csv
+    from mmhcg.analysis.tables import write_rows
     from mmhcg.analysis.torchvision_net import num_classes, put_in, save_renamed
     from mmhcg.runs.preflight import check_checkpoint
 
@@ -61,7 +61,7 @@ def run(
             for row in robustness.measure(run_cfg, weights, eps, attack, name):
                 rows.append(row)
                 if csv:
-                    write_csv([row], csv)
+                    write_rows([row], csv, add=True)
     if attack == 'fgsm' and num_classes(cfg) == IMAGENET and PAPER.is_file():
         rows += robustness.read_rows(PAPER)
     print(robustness.format_table(rows))

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmhcg.analysis.operators import OperatorCounter, saved_bytes
-from mmhcg.analysis.tables import machine, write_rows
+from mmhcg.analysis.tables import machine
 
 COMPILED = {'compile': 'default', 'reduce-overhead': 'reduce-overhead', 'max-autotune': 'max-autotune'}
 GRAPHED = ('graph', 'deploy-graph')
@@ -240,8 +239,3 @@ def _seconds(step: Callable[[], Any], device: torch.device) -> float:
     if device.type == 'cuda':
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def write_csv(results: Sequence[Any], path: Path) -> None:
-    """Add results, all of one dataclass, to a CSV file, which gets a head if it is new."""
-    write_rows(results, path, add=True)
