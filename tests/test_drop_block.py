@@ -32,7 +32,6 @@ def test_odd_squares_are_torchvisions(block_size, size):
 
 
 def test_squares_of_two_lie_inside_the_map_and_keep_its_mean():
-    torch.manual_seed(0)
     dropped = DropBlock(2, 0.02)(torch.ones(8, 16, 17, 23))
     zero = (dropped == 0).float()
     # Each zero belongs to a square of four of them: the union of such squares is all that is zero.
@@ -47,7 +46,6 @@ def test_squares_of_two_lie_inside_the_map_and_keep_its_mean():
 
 
 def test_a_map_smaller_than_the_square_is_dropped_whole_or_not():
-    torch.manual_seed(0)
     dropped = DropBlock(2, 0.5)(torch.ones(4, 64, 1, 3))
     assert {0.0} < {round(value, 3) for value in dropped.unique().tolist()}
     assert DropBlock(2, 0.999)(torch.ones(1, 1, 2, 2)).isfinite().all()
@@ -55,7 +53,6 @@ def test_a_map_smaller_than_the_square_is_dropped_whole_or_not():
 
 def test_half_precision_scales_by_a_count_in_float32():
     """Numbers above 256 are rounded in bfloat16, and their count may not be."""
-    torch.manual_seed(0)
     feat = DropBlock(2, 0.3)(torch.ones(1, 1, 64, 65, dtype=torch.bfloat16))
     assert feat.dtype == torch.bfloat16
     scale = torch.tensor(feat.numel() / (feat > 0).sum().item())

@@ -37,7 +37,6 @@ def gates_of(channels, mode='affine', dtype=torch.float64):
 
 @pytest.mark.parametrize('shape', [(2, 5, 4, 6), (1, 3, 1, 7)])
 def test_gradients_in_closed_form_are_the_numerical_ones(shape):
-    torch.manual_seed(0)
     channels = shape[1]
     tensors = [torch.randn(*s, dtype=torch.float64) for s in (shape, *[(2, channels)] * 2, (2, 9, channels))]
     tensors.append(torch.randn(channels, dtype=torch.float64))
@@ -109,7 +108,6 @@ def test_gradients_round_like_those_of_autograd(offset, monkeypatch):
 
 
 def test_sums_and_their_gradients_know_no_autocast():
-    torch.manual_seed(0)
     inputs = [torch.randn(*shape) for shape in ((2, 8, 12, 9), *[(2, 8)] * 2, (2, 9, 8), (8,))]
     inputs = [tensor.requires_grad_() for tensor in inputs]
     answers = []
@@ -168,7 +166,6 @@ def test_gates_on_learning_norms_are_recomputed():
 
 @pytest.mark.parametrize('build', [lambda **o: dense_module(48, 8, **o), lambda **o: transition(16, **o)])
 def test_all_ways_to_recompute_give_the_same_gradients(build):
-    torch.manual_seed(0)
     options = dict(norm=nn.BatchNorm2d, gate_norm=nn.BatchNorm1d)
     module = build(**options, with_cp=True).double().eval()
     assert module.recomputes == 'excited'

@@ -293,7 +293,6 @@ def test_modules_against_the_oracle(name, dtype):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize('layout', LAYOUTS, ids=['nchw', 'nhwc'])
 def test_deployed_trunk(dtype, layout):
-    torch.manual_seed(0)
     trunk = random_norms(Trunk(dict(blocks=(1, 2), growth_rates=(8, 12))))
     image = normal(2, 3, 33, 57).contiguous(memory_format=layout)
     exact = [feat.detach() for feat in trunk.double()(image)]
@@ -310,7 +309,6 @@ def test_deployed_trunk(dtype, layout):
 @everywhere
 @pytest.mark.parametrize('with_cp', [False, True])
 def test_training_step_equals_the_plain_one(with_cp):
-    torch.manual_seed(0)
     trunk = random_norms(Trunk(dict(blocks=(1, 2), growth_rates=(8, 12)), with_cp=with_cp))
     answers = []
     for on in (False, True):

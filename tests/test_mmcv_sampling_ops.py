@@ -72,7 +72,6 @@ def test_carafe_gradcheck() -> None:
 @devices
 @pytest.mark.parametrize('share', [0.0, 0.3, 1.0])
 def test_masked_conv_is_a_convolution_where_the_mask_is(share: float, device: str) -> None:
-    torch.manual_seed(0)
     layer = ops.MaskedConv2d(3, 5, (3, 5), padding=(1, 2)).to(device)
     feat = torch.randn(1, 3, 9, 7, device=device)
     mask = torch.rand(1, 9, 7, device=device) < share

@@ -43,7 +43,6 @@ def test_sizes_are_the_published_ones(arch, classes, parameters, multiply_adds):
 
 def test_convolutions_start_as_he_et_al_say():
     """Equation 10 of He et al., 2015: normal, of variance 2 / inputs."""
-    torch.manual_seed(0)
     normalised = [
         conv.weight.flatten() * (conv.weight[0].numel() / 2) ** 0.5
         for conv in Trunk('b').modules()
