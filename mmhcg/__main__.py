@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import runpy
 import sys
-from pathlib import Path
 
-PACKAGE = Path(__file__).parent
+from mmhcg.installation import places_of
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -16,8 +15,7 @@ def main(argv: list[str] | None = None) -> None:
         from mmhcg import doctor
 
         return doctor.main(rest)
-    # MIM's place for them in a wheel comes first, as for configs
-    folder = next(path for path in (PACKAGE / '.mim' / 'tools', PACKAGE.parent / 'tools') if path.is_dir())
+    folder = next(place for place in places_of('tools') if place.is_dir())
     tools = {path.stem: path for path in sorted(folder.glob('*.py'))}
     tool = tools.get(name.replace('-', '_'))
     if tool is None:

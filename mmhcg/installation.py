@@ -27,6 +27,12 @@ GOOD = {'mmcv': 'mmcv-lite==2.1.0', 'mmdet': 'mmdet==3.3.0', 'mmengine': 'mmengi
 GOOD |= {'cv2': 'opencv-python-headless', 'setuptools': "'setuptools<81'"}  # the former needs no libGL
 
 
+def places_of(name: str) -> tuple[Path, Path]:
+    """Where this package's folder `configs` or `tools` may lie: MIM's place in wheels, beside the source."""
+    package = Path(__file__).parent
+    return package / '.mim' / name, package.parent / name
+
+
 def reinstall(module: str) -> str:
     """The command that brings back the version that is installed, else one that is known to work."""
     names = ('torch', 'torchvision') if module in ('torch', 'torchvision') else WANTED.get(module, (module,))

@@ -112,6 +112,12 @@ def dicts_of(node: Any, path: str = '') -> Iterator[tuple[str, ConfigDict]]:
             yield from dicts_of(child, f'{path}.{index}')
 
 
+def inits_of(part: ConfigDict) -> list[ConfigDict]:
+    """The dicts of a model's `init_cfg`, which may be one, a list or None."""
+    init_cfg = part.get('init_cfg') or []
+    return [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg)
+
+
 def class_name(part: Any) -> str:
     """The bare name of a `type` in a config, be it 'mmdet.X', 'X' or the class; or of an object's class."""
     kind = part.get('type') if isinstance(part, dict) else type(part)

@@ -13,7 +13,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 
 from mmhcg.registry import MODELS
-from mmhcg.runs.config import class_name, detector_of, dicts_of
+from mmhcg.runs.config import class_name, detector_of, dicts_of, inits_of
 from mmhcg.runs.errors import UserError
 from mmhcg.runs.preflight import check_checkpoint
 from mmhcg.weights.fit import check_fit
@@ -22,8 +22,8 @@ FROM_SCRATCH_NOTE = (
     'The backbone started from random weights (--no-pretrained), so nothing is frozen and its norms learn: '
 )
 SMALL_BATCH_NOTE = (
-    "Fewer than 4 images a GPU are too few for the norms in HCGNet's gates to learn: gradients explode. Set "
-    'train_dataloader.batch_size=4 or more, or model.backbone.norm_cfg.type=SyncBN on several GPUs, or '
+    "Fewer than 4 images per GPU are too few for the norms in HCGNet's gates to learn: gradients explode. "
+    'Set train_dataloader.batch_size=4 or more, or model.backbone.norm_cfg.type=SyncBN on several GPUs, or '
     'model.backbone.norm_cfg.type=GN model.backbone.norm_cfg.num_groups=32.'
 )
 
@@ -68,7 +68,7 @@ def drop_pretrained(cfg: Config) -> None:
     """Forget pretrained files, because a checkpoint brings these weights; freezing stays."""
     for part in (detector_of(cfg), detector_of(cfg).backbone):
         if dropped := _pretrained(part):
-            part.init_cfg = [init for init in _init_cfgs(part) if init not in dropped] or None
+            part.init_cfg = [init for init in inits_of(part) if init not in dropped] or None
 
 
 def without_pretrained(cfg: Config) -> Config:
@@ -81,10 +81,9 @@ def without_pretrained(cfg: Config) -> Config:
         for key in ('pretrained', 'load_from', 'teacher_ckpt'):
             if key in node:
                 node[key] = None
-        init = node.get('init_cfg')
-        inits = [one for one in (init if isinstance(init, list) else [init]) if one]
-        if any('checkpoint' in one for one in inits):
-            node['init_cfg'] = [one for one in inits if 'checkpoint' not in one] or None
+        inits = inits_of(node)
+        if any('checkpoint' in init for init in inits):
+            node['init_cfg'] = [init for init in inits if 'checkpoint' not in init] or None
         teacher = node.get('teacher_config')
         if isinstance(teacher, str) and not os.path.isfile(teacher):
             teacher = get_config(teacher.replace('configs/', 'mmdet::', 1))
@@ -132,17 +131,8 @@ def _keep_batches_full(loader: ConfigDict) -> None:
         loader.batch_sampler.type = FullBatchSampler.__name__
 
 
-def _init_cfgs(part: ConfigDict) -> list[ConfigDict]:
-    init_cfg = part.get('init_cfg') or []
-    init_cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg)
-    for init in init_cfgs:
-        if 'type' not in init:
-            raise UserError(f"init_cfg={dict(init)} has no type: type='Pretrained' takes weights from a file")
-    return init_cfgs
-
-
 def _pretrained(part: ConfigDict) -> list[ConfigDict]:
-    return [init for init in _init_cfgs(part) if class_name(init) in ('Pretrained', 'PretrainedInit')]
+    return [init for init in inits_of(part) if class_name(init) in ('Pretrained', 'PretrainedInit')]
 
 
 def _is_hcgnet(backbone: ConfigDict) -> bool:

@@ -15,7 +15,9 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.hub import hub
 
-PACKAGE = Path(__file__).parents[1]
+from mmhcg.installation import places_of
+
+NAME = 'mmhcg'
 OURS = 'mask_rcnn_hcgnet_b_fpn_1x_coco.py'  # by which a folder `configs` is known to be this package's
 
 
@@ -24,7 +26,7 @@ def register_config_paths() -> None:
     """Let `_base_` and `mmengine.hub.get_config` find `mmhcg::NAME.py`."""
     # Without a scope, as for a plain path: the heir's types are found as if it lay among our configs.
     _extend(Config, '_get_cfg_path', lambda path, heir: (str(_config(path)), None))
-    _extend(hub, '_get_package_and_cfg_path', lambda path: (PACKAGE.name, _config(path)))
+    _extend(hub, '_get_package_and_cfg_path', lambda path: (NAME, _config(path)))
     _extend(hub, 'get_installed_path', lambda package: package)
     _extend(hub, '_get_cfg_metainfo', lambda package, config: {'Config': str(config)})
 
@@ -35,7 +37,7 @@ def _config(path: str) -> Path:
     Raises:
         FileNotFoundError: There is none; the message lists those there are, or says that there are none.
     """
-    places = PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs'  # of a wheel, of the source
+    places = places_of('configs')
     configs = next((place for place in places if (place / OURS).is_file()), None)
     if configs is None:
         raise FileNotFoundError(
@@ -58,7 +60,7 @@ def _extend(owner: Any, function: str, ours: Callable[..., Any]) -> None:
 
     @functools.wraps(theirs)
     def extended(path: str, *args: Any) -> Any:
-        is_ours = path.partition('::')[0] == PACKAGE.name
+        is_ours = path.partition('::')[0] == NAME
         return (ours if is_ours else theirs)(path, *args)
 
     setattr(owner, function, extended)

@@ -11,7 +11,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from mmhcg.runs.config import alone, detector_of
+from mmhcg.runs.config import alone, detector_of, inits_of
 from mmhcg.runs.errors import UserError
 
 IMAGE = 256  # pixels of the image that is shown to the backbone: its strides must divide it
@@ -136,9 +136,7 @@ def has_pretrained(cfg: Config) -> bool:
     if cfg.get('load_from'):
         return True
     for part in (detector_of(cfg), detector_of(cfg).backbone):
-        inits = part.get('init_cfg') or []
-        inits = [inits] if isinstance(inits, dict) else inits
-        if part.get('pretrained') or any('checkpoint' in init for init in inits):
+        if part.get('pretrained') or any('checkpoint' in init for init in inits_of(part)):
             return True
     return False
 
