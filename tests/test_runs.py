@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import DefaultSampler
+from mmengine.hub import get_config
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -293,6 +294,13 @@ def test_addresses_of_weights_are_left_to_mmengine():
     assert cfg.model.backbone.init_cfg.checkpoint == 'torchvision://resnet50'
     pretrained.drop_pretrained(cfg)  # nor is anything downloaded that a checkpoint brings
     assert cfg.model.backbone.init_cfg is None
+
+
+def test_an_init_cfg_without_a_type_is_left_to_the_backbone_whose_it_is():
+    cfg = get_config('mmdet::pvt/retinanet_pvtv2-b0_fpn_1x_coco.py')
+    before = dict(cfg.model.backbone.init_cfg)
+    pretrained.find_pretrained(cfg)
+    assert cfg.model.backbone.init_cfg == before and 'type' not in before
 
 
 def test_a_checkpoint_stands_in_for_pretrained_weights_and_freezing_stays():
