@@ -1,6 +1,7 @@
 """The demo from data to pictures, with a handful of images and iterations."""
 
 import json
+import logging
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from tiny_run import CONFIGS, REPO
 from torch import nn
 
 from mmhcg.data import scenes
-from mmhcg.runs import UserError
+from mmhcg.runs import UserError, channels_last
 from mmhcg.runs.demo import run_demo
 
 CONFIG = CONFIGS / 'mask_rcnn_hcgnet_demo_shapes.py'
@@ -99,15 +100,17 @@ def test_the_recipe_is_one_for_these_shapes():
     assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_iters
 
 
-def test_the_recipe_keeps_channels_innermost():
+@pytest.mark.parametrize('compiled', [False, True])
+def test_the_recipe_keeps_channels_innermost_where_the_operators_allow_it(compiled, monkeypatch):
+    monkeypatch.setattr(channels_last, 'has_compiled_mmcv', lambda: compiled)
     cfg = Config.fromfile(CONFIG)
     hook = HOOKS.build(cfg.custom_hooks[0])
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).double()
     image = torch.rand(2, 3, 9, 11, dtype=torch.float64)
     before = model(image)
-    hook.before_run(SimpleNamespace(model=model))
+    hook.before_run(SimpleNamespace(model=model, logger=logging.getLogger()))
     after = model(image)
-    assert after.is_contiguous(memory_format=torch.channels_last)
+    assert after.is_contiguous(memory_format=torch.channels_last) != compiled
     torch.testing.assert_close(after, before)
 
 

@@ -176,7 +176,7 @@ def extract(cls: type, maps: list[torch.Tensor], roi: list[float]) -> torch.Tens
 
 
 def test_roi_pooling_reaches_to_the_end_of_the_last_pixel():
-    ramp = torch.arange(32.0).expand(1, 1, 32, 32)  # a map whose values are the columns
+    ramp = torch.arange(32.0).repeat(1, 1, 32, 1)  # a map whose values are the columns
     pooled = extract(LegacyRoIExtractor, [ramp], [8, 8, 39, 39])
     expected = 2 + (torch.arange(7) + 0.5) * 8 / 7  # 32 pixels from the 8th are 8 cells from the 2nd
     torch.testing.assert_close(pooled[0, 0], expected.expand(7, 7), rtol=0, atol=1e-5)

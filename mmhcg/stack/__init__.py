@@ -1,5 +1,6 @@
 """What OpenMMLab's last releases lack: mmcv's operators on today's PyTorch, safe checkpoints, our configs."""
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,11 @@ class ExtensionFinder:
         if fullname != EXTENSION:
             return None
         return importlib.util.spec_from_file_location(fullname, Path(__file__).with_name('mmcv_ops.py'))
+
+
+def has_compiled_mmcv() -> bool:
+    """Whether mmcv's operators are its compiled ones, and not those of `mmcv_ops.py`."""
+    return Path(str(importlib.import_module(EXTENSION).__file__)).name != 'mmcv_ops.py'
 
 
 def prepare() -> None:
