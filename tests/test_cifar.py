@@ -84,6 +84,8 @@ def test_the_tool_overwrites_nothing_and_names_what_is_wrong(tmp_path, capsys):
     whole = (tmp_path / 'jpeg.npz').read_bytes()
     (tmp_path / 'cut.npz').write_bytes(whole[:-100])
     (tmp_path / 'flipped.npz').write_bytes(whole[:300] + bytes([whole[300] ^ 1]) + whole[301:])
+    for name, array in (('test_offsets', [0, 9]), ('test_labels', [10]), ('test_jpeg', [255] * 9)):
+        np.savez(tmp_path / f'{name}.npz', **dict(np.load(tmp_path / 'jpeg.npz'), **{name: array}))
     main = load_tool('make_cifar').main
     (tmp_path / 'out/cifar-10-batches-bin').mkdir(parents=True)
     for source, out, message in (
@@ -93,6 +95,9 @@ def test_the_tool_overwrites_nothing_and_names_what_is_wrong(tmp_path, capsys):
         ('none', 'new', f'no file {tmp_path}/none.npz'),
         ('cut', 'new', 'cut.npz is no .npz file, or is cut short'),
         ('flipped', 'new', 'flipped.npz is damaged: '),
+        ('test_offsets', 'new', 'test_offsets are not the bounds of 1 files in test_jpeg'),
+        ('test_jpeg', 'new', 'test_offsets are not the bounds of 1 files in test_jpeg'),
+        ('test_labels', 'new', 'test_labels must be from 0 to 9'),
     ):
         with pytest.raises(SystemExit, match='2'):
             main([str(tmp_path / f'{source}.npz'), str(tmp_path / out)])

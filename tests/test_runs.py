@@ -24,7 +24,7 @@ from mmhcg.runs.config import build_detector
 from mmhcg.runs.datasets import leaf_datasets, move_data
 from mmhcg.stack.checkpoints import CheckpointError
 from mmhcg.weights import save_weights
-from mmhcg.weights.fit import check_fit
+from mmhcg.weights.fit import check_fit, load_weights
 
 MASK_B = CONFIGS / 'mask_rcnn_hcgnet_b_fpn_1x_coco.py'
 WEIGHTS = 'checkpoints/hcgnet_b_in1k.safetensors'
@@ -203,6 +203,37 @@ def test_other_precisions_and_tied_weights_fit():
         changed = {k: t.to(dtype) if t.is_floating_point() else t for k, t in state.items()}
         check_fit('other.pth', changed, model)
     check_fit('tied.pth', state, model)
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.'])
+def test_weights_are_loaded_from_whatever_wraps_them(prefix):
+    model, saved = (torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)) for _ in range(2))
+    state = {f'{prefix}{name}': tensor for name, tensor in saved.state_dict().items()}
+    del state[f'{prefix}1.num_batches_tracked']  # which old files lack
+    load_weights('w.pth', {'state_dict': {5: torch.ones(1), **state}}, model)
+    assert torch.equal(model[0].weight, saved[0].weight)
+    del state[f'{prefix}1.weight']
+    with pytest.raises(CheckpointError, match=r'w\.pth: does not fit Sequential: 1\.weight is missing'):
+        load_weights('w.pth', state, model)
+
+
+def test_weights_at_an_address_are_fetched_where_they_are_wanted_now(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    (tmp_path / 'checkpoints').mkdir()  # of what has been downloaded
+    torch.save({'weight': torch.ones(2)}, tmp_path / 'checkpoints/w.pth')
+    address = 'https://example.com/w.pth'
+    assert preflight.check_checkpoint(address) == {}
+    assert preflight.check_checkpoint(address, fetch=True)['weight'].tolist() == [1, 1]
+
+
+def test_home_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    torch.save(Trunk('b').state_dict(), tmp_path / 'w.pth')
+    assert preflight.check_checkpoint('~/w.pth')
+    cfg = Config.fromfile(MASK_B)
+    cfg.model.backbone.init_cfg.checkpoint = '~/w.pth'
+    pretrained.find_pretrained(cfg)
+    assert cfg.model.backbone.init_cfg.checkpoint == str(tmp_path / 'w.pth')
 
 
 def test_weights_of_another_kind_of_norm_do_not_fit():

@@ -18,17 +18,10 @@ def load_backbone(source: str, checkpoint: str | None) -> nn.Module:
     if not isinstance(backbone, HCGNet):
         raise UserError(f'{source}: its backbone is {type(backbone).__name__} and no HCGNet')
     if checkpoint is not None:
-        from mmengine.runner.checkpoint import load_checkpoint
-
         from mmhcg.runs.preflight import check_checkpoint
-        from mmhcg.weights.fit import check_fit
+        from mmhcg.weights.fit import load_weights
 
-        content = check_checkpoint(checkpoint)
-        names = content.get('state_dict', content)
-        prefix = 'backbone' if any(str(name).startswith('backbone.') for name in names) else None
-        check_fit(checkpoint, content, backbone, prefix)
-        keys = [(r'^backbone\.', '')] if prefix else [(r'^module\.', '')]
-        load_checkpoint(backbone, checkpoint, map_location='cpu', revise_keys=keys, logger='silent')
+        load_weights(checkpoint, check_checkpoint(checkpoint, fetch=True), backbone)
     return backbone
 
 

@@ -17,7 +17,7 @@ from mmhcg.runs.config import alone, detector_of, init_weights, load_config
 from mmhcg.runs.datasets import leaf_datasets
 from mmhcg.runs.errors import UserError
 from mmhcg.runs.preflight import check_backbone, check_checkpoint
-from mmhcg.weights.fit import check_fit
+from mmhcg.weights.fit import load_weights
 
 RANDOM = 'none'  # stands for a checkpoint
 
@@ -49,7 +49,7 @@ class StageMaps(nn.Module):
         check_backbone(cfg)
         weights = 'random weights' if str(checkpoint) == RANDOM else Path(checkpoint).stem
         self.name, self.stage, self.side = f'{Path(config).stem} ({weights})', stage, side
-        content = None if str(checkpoint) == RANDOM else check_checkpoint(str(checkpoint))
+        content = None if str(checkpoint) == RANDOM else check_checkpoint(str(checkpoint), fetch=True)
         init_default_scope(cfg.get('default_scope', 'mmdet'))
         backbone = alone(detector_of(cfg).backbone)
         backbone.update(out_indices=(stage - 1,), init_cfg=None)
@@ -65,7 +65,7 @@ class StageMaps(nn.Module):
                 ) from error
             init_weights(self.backbone)
         if content is not None:
-            _load(self.backbone, checkpoint, content)
+            load_weights(checkpoint, content, self.backbone)
         norm = _preprocessor(cfg)
         swaps = any(norm.get(option) for option in ('bgr_to_rgb', 'rgb_to_bgr', 'to_rgb'))
         self.rgb = swaps != _data_are_rgb(cfg)
@@ -92,12 +92,3 @@ def _data_are_rgb(cfg: Config) -> bool:
     """Files are read as BGR; datasets whose pipelines read none, such as CIFAR's, hold RGB."""
     steps = [step for dataset in leaf_datasets(cfg, 'test') for step in dataset.get('pipeline') or []]
     return bool(steps) and not re.search(r'Load\w*Image', str(steps))
-
-
-def _load(backbone: nn.Module, path: str | Path, content: dict) -> None:
-    state = content.get('state_dict', content)
-    prefix = 'backbone.' if any(name.startswith('backbone.') for name in state) else ''
-    check_fit(path, content, backbone, prefix or None)
-    wanted = backbone.state_dict()
-    state = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-    backbone.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)

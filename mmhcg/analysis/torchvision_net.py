@@ -57,6 +57,6 @@ def put_in(cfg: Config, name: str) -> Config:
 
 def save_renamed(weights: str | Path, path: Path) -> None:
     """Write torchvision's weights to `path` under the names that they have in the model of `put_in`."""
-    state = check_checkpoint(str(weights))
+    state = check_checkpoint(str(weights), fetch=True)
     renamed = {f'backbone.net.{name}': value for name, value in state.get('state_dict', state).items()}
     torch.save(dict(state_dict=renamed), path)

@@ -20,7 +20,7 @@ from mmhcg.runs.config import build_detector, load_config
 from mmhcg.runs.datasets import leaf_datasets
 from mmhcg.runs.errors import UserError
 from mmhcg.runs.preflight import check_checkpoint
-from mmhcg.weights.fit import check_fit
+from mmhcg.weights.fit import load_weights
 
 SIDE = 512  # detections are drawn on a photograph of at least so many pixels: labels need room
 
@@ -69,19 +69,16 @@ def load_detector(config: str | Path | Config, checkpoint: str) -> Module:
     CheckpointError where the weights are not those of this detector.
     """
     from mmengine.device import get_device
-    from mmengine.runner.checkpoint import load_checkpoint
 
     cfg = load_config(config)
-    content = check_checkpoint(checkpoint)
+    content = check_checkpoint(checkpoint, fetch=True)
     model = build_detector(cfg)
     if find_trunk(model) is None:
         backbone = type(getattr(model, 'backbone', model)).__name__
         raise UserError(
             f'{cfg.filename or "the config"} has no HCGNet, whose gates to look at, but {backbone}'
         )
-    if content:
-        check_fit(os.path.abspath(checkpoint), content, model)
-    load_checkpoint(model, checkpoint, map_location='cpu', revise_keys=[(r'^module\.', '')], logger='silent')
+    load_weights(checkpoint, content, model)
     model.dataset_meta = _dataset_meta(cfg)
     model.cfg = cfg
     return model.to(get_device()).eval()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import cv2
@@ -111,7 +112,8 @@ def make_cifar(source: str | Path, out: str | Path) -> Path:
     Raises:
         FileNotFoundError: There is no such file.
         FileExistsError: The folder is there already.
-        ValueError: The file is no whole .npz, lacks an array, or an image is not of 32 x 32 pixels.
+        ValueError: The file is no whole .npz, lacks an array, its arrays do not fit each other, or an image
+            is not of 32 x 32 pixels.
     """
     folder, source = Path(out, FOLDERS[10]), Path(source).absolute()
     if folder.exists():
@@ -128,17 +130,28 @@ def make_cifar(source: str | Path, out: str | Path) -> Path:
             splits = {split: _records(source, split, arrays) for split in ('train', 'test')}
         except (zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f'{source} is damaged: {error}') from error
-    folder.mkdir(parents=True)
-    for split, records in splits.items():
-        files = FILES[10, split]
-        for name, part in zip(files, np.array_split(records, len(files))):
-            part.tofile(folder / name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f'.{folder.name}-', dir=folder.parent) as temporary:
+        making = Path(temporary, folder.name)  # there is a whole folder or none
+        making.mkdir()
+        for split, records in splits.items():
+            files = FILES[10, split]
+            for name, part in zip(files, np.array_split(records, len(files))):
+                part.tofile(making / name)
+        making.rename(folder)
     return folder
 
 
 def _records(source: Path, split: str, arrays: Any) -> np.ndarray:
     """Label and image (N, 3073) of JPEG files."""
     jpeg, offsets, labels = (arrays[f'{split}_{name}'] for name in ('jpeg', 'offsets', 'labels'))
+    sizes = np.diff(offsets.astype(np.int64), prepend=0)  # the first of them is the first offset
+    if len(sizes) != len(labels) + 1 or sizes[0] or (sizes[1:] < 1).any() or sizes.sum() != len(jpeg):
+        raise ValueError(
+            f'{source}: {split}_offsets are not the bounds of {len(labels)} files in {split}_jpeg'
+        )
+    if not np.isin(labels, range(10)).all():
+        raise ValueError(f'{source}: {split}_labels must be from 0 to 9')
     records = np.empty((len(labels), _record(10)), np.uint8)
     records[:, 0] = labels
     for number, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:])):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmhcg.runs.config import build_model, class_name, detector_of, is_classifier
 from mmhcg.runs.errors import UserError
@@ -69,40 +70,40 @@ def check_model(cfg: Config) -> None:
     build_model(cfg, cfg.model)  # some constructors need numbers
 
 
-def check_checkpoint(path: str, resume: bool = False) -> dict[str, Any]:
-    """The content of a checkpoint file; addresses (`https://...`) are left to MMEngine and give {}.
+def check_checkpoint(path: str, resume: bool = False, fetch: bool = False) -> dict[str, Any]:
+    """The content of a checkpoint file; addresses (`https://...`) give {} unless they are to be fetched.
 
     Raises:
         UserError: the file is missing or unreadable, numbers in it are NaN or claimed and not stored, or
             `resume` is set and it holds no training state.
     """
-    from mmhcg.stack.checkpoints import load_checkpoint_file
-
-    if '://' in path:
+    where = path
+    if '://' not in path:
+        path = os.path.expanduser(path)
+        where = os.path.abspath(path)
+        if not os.path.isfile(path):
+            raise UserError(f'no checkpoint at {where}')
+    elif not fetch:
         return {}
-    if not os.path.isfile(path):
-        raise UserError(f'no checkpoint at {os.path.abspath(path)}')
     try:
-        checkpoint = load_checkpoint_file(path)
+        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
     except Exception as error:  # a damaged file fails in many ways; all of them mean the same to the user
         raise UserError(str(error)) from error
     if not isinstance(checkpoint, dict):
-        raise UserError(
-            f'{os.path.abspath(path)} is not a checkpoint: it holds a {type(checkpoint).__name__}'
-        )
+        raise UserError(f'{where} is not a checkpoint: it holds a {type(checkpoint).__name__}')
     for key in ('state_dict', *TRAINING_STATE):
         if key in checkpoint and not isinstance(checkpoint[key], dict):
-            raise UserError(f'{os.path.abspath(path)} is not a checkpoint: its `{key}` is not a dict')
+            raise UserError(f'{where} is not a checkpoint: its `{key}` is not a dict')
     for name, entry in tensors_of(checkpoint):
         fault = form_fault(entry, [entry.dtype])
         if not fault and not name.startswith(('meta.', 'message_hub.')):  # logs may hold anything
             fault = value_fault(name, entry)
         if fault:
-            raise UserError(f'checkpoint {os.path.abspath(path)}: {name} {fault}. Take an earlier one')
+            raise UserError(f'checkpoint {where}: {name} {fault}. Take an earlier one')
     lacking = [key for key in TRAINING_STATE if resume and key not in checkpoint]
     if lacking:
         raise UserError(
-            f'cannot resume from {os.path.abspath(path)}: it has no {", ".join(lacking)}, so it '
+            f'cannot resume from {where}: it has no {", ".join(lacking)}, so it '
             'holds weights but no training state. To start from these weights: --cfg-options load_from=FILE'
         )
     return checkpoint

@@ -41,7 +41,7 @@ def find_pretrained(cfg: Config) -> None:
     detector = detector_of(cfg)
     for part, prefix in ((detector.backbone, None), (detector, 'backbone')):
         for init in _pretrained(part):
-            path = str(init.get('checkpoint'))
+            path = os.path.expanduser(str(init.get('checkpoint')))
             if '://' in path:
                 continue
             stem = os.path.splitext(path)[0]

@@ -16,7 +16,25 @@ from mmhcg.stack.checkpoints import CheckpointError
 from mmhcg.weights.entries import FULL, HALF, form_fault, value_fault
 
 
-def check_fit(source: str | Path, content: Any, module: Module, prefix: str | None = None) -> None:
+def load_weights(source: str | Path, content: Any, module: Module) -> None:
+    """Load all of a module's weights from a checkpoint of it, or of the detector whose backbone it is.
+
+    Raises:
+        CheckpointError: As `check_fit`.
+    """
+
+    def has_backbone(names: Iterable[object]) -> bool:
+        return any(str(name).startswith('backbone.') for name in names)
+
+    names = content.get('state_dict', content) if isinstance(content, dict) else ()
+    prefix = 'backbone' if has_backbone(names) and not has_backbone(module.state_dict()) else None
+    # Strict but for the counters of BatchNorm, which old files lack
+    module.load_state_dict(check_fit(source, content, module, prefix), strict=False)
+
+
+def check_fit(
+    source: str | Path, content: Any, module: Module, prefix: str | None = None
+) -> dict[str, Tensor]:
     """Check the entries of a checkpoint that a module is to get, which are found as MMEngine finds them.
 
     Floating-point numbers may have another precision than the module's, half included: many detectors are
@@ -27,6 +45,9 @@ def check_fit(source: str | Path, content: Any, module: Module, prefix: str | No
         content: What it holds: a state dict, or a dict with `state_dict`.
         module: On any device; its values do not matter.
         prefix: The part of the checkpoint that the module is to get, e.g. 'backbone'.
+
+    Returns:
+        These entries, by the names that they have in the module, `module.` of DataParallel left out.
 
     Raises:
         CheckpointError: Entries are missing, or others are in their place.
@@ -50,6 +71,7 @@ def check_fit(source: str | Path, content: Any, module: Module, prefix: str | No
             f'checkpoint {source}: does not fit {type(module).__name__}: {faults[0]}{more}. '
             f'{_advice({str(name) for name in state}, wanted, prefix)}'
         )
+    return {name: found[name] for name in wanted if name in found}
 
 
 def _faults(found: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> Iterable[str]:
