@@ -19,6 +19,11 @@ from mmhcg.network.layers import Norm
 from mmhcg.registry import MODELS
 from mmhcg.weights.fit import check_fit
 
+ONE_IMAGE = (
+    "HCGNet's gates normalise one number per image and channel, so a BatchNorm in training mode needs at "
+    'least two images per GPU. Set norm_eval=True on the backbone, raise the batch size, or use '
+    "norm_cfg=dict(type='SyncBN') on several GPUs or dict(type='GN', num_groups=32)."
+)
 PRETRAINED = ('Pretrained', PretrainedInit)
 
 
@@ -104,15 +109,12 @@ class HCGNet(Trunk, BaseModule):
         Raises:
             ValueError: One image per GPU in training, where the gates' BatchNorm has one number a channel.
         """
-        if self.training and len(image) == 1 and self._gates_need_a_batch():
-            raise ValueError(
-                "HCGNet's gates normalise one number per image and channel, so a BatchNorm in training mode "
-                'needs at least two images per GPU. Set norm_eval=True on the backbone, raise the batch '
-                "size, or use norm_cfg=dict(type='SyncBN') on several GPUs or dict(type='GN', num_groups=32)."
-            )
+        if self.training and len(image) == 1 and self.gates_need_a_batch():
+            raise ValueError(ONE_IMAGE)
         return super().forward(image)
 
-    def _gates_need_a_batch(self) -> bool:
+    def gates_need_a_batch(self) -> bool:
+        """Whether a norm in the gates is to learn from the images of one process alone."""
         alone = (nn.BatchNorm1d, nn.SyncBatchNorm) if get_world_size() == 1 else nn.BatchNorm1d
         return any(isinstance(module, alone) and module.training for module in self.modules())
 
@@ -135,18 +137,18 @@ def _norms(norm_cfg: Any) -> tuple[Norm, Norm]:
     import mmcv.cnn  # noqa: F401  names the norms; late, so that `import mmhcg` needs no mmcv
 
     options = dict(norm_cfg) if isinstance(norm_cfg, Mapping) else {}
-    kind = options.pop('type', None)
+    kind, groups = options.pop('type', None), options.get('num_groups')
     if isinstance(kind, str):
         with ROOT_MODELS.switch_scope_and_registry(None) as registry:
             kind = registry.get(kind)
-    groups = options.get('num_groups')
-    if isinstance(kind, type) and issubclass(kind, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+    if isinstance(kind, type) and issubclass(kind, (nn.BatchNorm2d, nn.SyncBatchNorm)) and groups is None:
         gate_kind, gate_options = nn.BatchNorm1d if issubclass(kind, nn.BatchNorm2d) else kind, options
     elif isinstance(kind, type) and issubclass(kind, nn.GroupNorm) and isinstance(groups, int) and groups > 0:
         gate_kind, gate_options = kind, dict(options, num_groups=1)
     else:
         raise ValueError(
-            f'norm_cfg must be a dict of type BN, SyncBN or GN, not {norm_cfg!r}; GN needs num_groups > 0'
+            f'norm_cfg must be a dict of type BN, SyncBN or GN, not {norm_cfg!r}; GN needs num_groups > 0, '
+            'and the others take none'
         )
     return partial(_build_norm, kind, options), partial(_build_norm, gate_kind, gate_options)
 

@@ -29,10 +29,10 @@ class ExportError(RuntimeError):
 def export(backbone: nn.Module, out: str | Path, size: tuple[int, int, int] | None = None) -> list[float]:
     """Write a backbone to a new `.onnx` or `.pt2` file; returns its largest relative error at each size.
 
-    Its input `image` is (N, 3, H, W), its outputs `c2`, `c3`, ... are the maps of `out_indices`.
+    Its input `image` is (N, C, H, W), its outputs `c2`, `c3`, ... are the maps of `out_indices`.
 
     Args:
-        backbone: An HCGNet or its trunk, on the CPU in float32.
+        backbone: An HCGNet or its trunk, on the CPU in float32; of C channels, as its stem takes them.
         out: The file.
         size: (N, H, W), which is then fixed; None: any, of 33 pixels at least.
 
@@ -70,12 +70,16 @@ def _export(backbone: nn.Module, out: Path, size: tuple[int, int, int] | None) -
 
 
 def _program(backbone: nn.Module, size: tuple[int, int, int], dynamic: bool) -> torch.export.ExportedProgram:
-    batch, height, width = size
     dims = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height', min=33)}
     dims[3] = torch.export.Dim('width', min=33)
     shapes = {'image': dims} if dynamic else None
     with torch.no_grad():
-        return torch.export.export(backbone, (torch.zeros(batch, 3, height, width),), dynamic_shapes=shapes)
+        return torch.export.export(backbone, (torch.zeros(_shape(backbone, size)),), dynamic_shapes=shapes)
+
+
+def _shape(backbone: nn.Module, size: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    batch, height, width = size
+    return batch, next(backbone.stem.parameters()).shape[1], height, width
 
 
 def _write_pt2(backbone: nn.Module, program: torch.export.ExportedProgram, path: Path) -> Callable:
@@ -98,8 +102,7 @@ def _write_onnx(backbone: nn.Module, program: torch.export.ExportedProgram, path
 def _error(
     backbone: nn.Module, run: Callable[[Tensor], Iterable[Tensor]], size: tuple[int, int, int]
 ) -> float:
-    batch, height, width = size
-    image = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(_shape(backbone, size), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         got, wanted = list(run(image)), backbone(image)
     if [g.shape for g in got] != [w.shape for w in wanted]:

@@ -221,6 +221,7 @@ def test_sync_batch_norm_needs_one_image_per_gpu_where_there_are_several(monkeyp
     [
         *({'type': kind} for kind in ('IN', 'LN', 'BN1d', 'BN3d', 'NoNorm', nn.LayerNorm, 5, None)),
         *(None, 'BN', {}, dict(type='GN'), dict(type='GN', num_groups=0)),
+        dict(type='BN', num_groups=8),
         *(dict(type=nn.GroupNorm, num_groups=n) for n in (-1, '8', 8.0)),
     ],
     ids=str,

@@ -16,6 +16,7 @@ from torch import nn
 
 from mmhcg.data import scenes
 from mmhcg.runs import UserError, channels_last
+from mmhcg.runs import demo as demo_module
 from mmhcg.runs.demo import run_demo
 
 CONFIG = CONFIGS / 'mask_rcnn_hcgnet_demo_shapes.py'
@@ -78,6 +79,13 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     with pytest.raises(UserError, match='name another folder'):
         run_demo(CONFIG, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
+
+
+def test_a_demo_that_was_stopped_before_it_had_data_starts_again(tmp_path, monkeypatch):
+    (tmp_path / 'data').mkdir()
+    monkeypatch.setattr(demo_module, 'make_shapes', lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_demo(CONFIG, tmp_path)
 
 
 @pytest.mark.slow

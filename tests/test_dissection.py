@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from tiny_run import CLASSES, CONFIGS, load_tool, write_config, write_data
 
 from mmhcg.analysis.dissection import Photos, Unit, dissect
-from mmhcg.analysis.dissection_pages import _lit, best_units
+from mmhcg.analysis.dissection_pages import _lit, best_units, draw_page, save_units
 from mmhcg.analysis.quantiles import StreamingQuantiles
 from mmhcg.analysis.stage_maps import StageMaps
 from mmhcg.analysis.tables import spread_over
@@ -98,7 +98,7 @@ def test_a_unit_that_is_a_mask_is_a_detector_and_noise_is_none(photos):
         (name, 1, True) for name in CLASSES
     ]
     assert noise.iou < 0.04 and not noise.detector
-    assert len(noise.photos.split()) == 4
+    assert len(noise.photos) == 4
 
 
 def test_a_silent_unit_has_no_region(photos):
@@ -158,15 +158,26 @@ def test_a_mask_is_the_union_of_a_categorys_instances(folder, tmp_path):
     np.testing.assert_array_equal(mask, np.any(parts, axis=0))
 
 
-def test_photographs_are_those_where_a_unit_is_most_active(photos):
+def test_photographs_are_those_where_a_unit_is_most_active(folder, tmp_path):
+    ann = json.loads((folder / 'shapes/annotations/instances_val2017.json').read_text())
+    for item in ann['images']:
+        item['id'] = f'no. {item["id"]}'  # as check_data lets pass
+    for item in ann['annotations']:
+        item['image_id'] = f'no. {item["image_id"]}'
+    (tmp_path / 'ann.json').write_text(json.dumps(ann))
+    photos = Photos(tmp_path / 'ann.json', folder / 'shapes/val2017')
+
     def network(photo):
         level = float(photo.mean())
         return torch.tensor([[[level, 0]], [[-level, -300]]])
 
-    bright, dark = dissect(network, photos)
     means = [photos.image(number).mean() for number in range(len(photos))]
-    order = [str(photos.ids[number]) for number in np.argsort(means)]
-    assert bright.photos.split() == order[::-1] and dark.photos.split() == order
+    bright, dark = dissect(network, photos)
+    order = tuple(photos.ids[number] for number in np.argsort(means))
+    assert bright.photos == order[::-1] and dark.photos == order
+    draw_page(network, photos, [bright, dark], tmp_path / 'page.png')
+    save_units([bright], tmp_path / 'units.csv')
+    assert (tmp_path / 'units.csv').read_text().endswith(f'{" ".join(order[::-1])}\n')
 
 
 def test_a_stage_is_the_detectors(folder, photos):

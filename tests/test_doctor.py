@@ -180,7 +180,7 @@ def test_damaged_files_are_told_and_passed_over(installed, tmp_path):
 def test_configs_that_cannot_be_read_are_told(monkeypatch):
     monkeypatch.setattr(doctor, 'CONFIG', ('nothing/nothing.py', 'nothing'))
     theirs, ours = doctor._config_problems()
-    assert theirs.what.startswith("mmdet's configs cannot be read: ") and 'mmdet==' in theirs.mend
+    assert theirs.what.startswith("mmdet's configs cannot be read: ") and 'mmdet' in theirs.mend
     assert ours.what.startswith("mmhcg's configs cannot be read: ") and 'mmhcg' in ours.mend
 
 

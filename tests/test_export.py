@@ -71,6 +71,7 @@ def test_what_cannot_be_exported_is_named(detector, tmp_path, capsys):
         ((folder / 'tiny.py', '--out', tmp_path / 'model.pb'), 'must end in .onnx or .pt2'),
         (('mmhcg::mask_rcnn_r50_fpn_1x_coco.py', '--out', tmp_path / 'r50.onnx'), 'ResNet and no HCGNet'),
         (('b', '--out', tmp_path / 'b.onnx', '--checkpoint', folder / 'backbone.pth'), 'does not fit HCGNet'),
+        (('b', '--out', tmp_path / 'b.onnx', '--shape', 1, 0, 64), '--shape must be positive, not 1 0 64'),
         (('d', '--out', tmp_path / 'd.onnx'), 'no config file'),
     ]
     for argv, message in cases:
@@ -86,6 +87,7 @@ class Maps(nn.Module):
     def __init__(self, change=lambda maps: maps):
         super().__init__()
         self.part = nn.Dropout().eval()
+        self.stem = nn.Conv2d(3, 4, 1)
         self.change = change
 
     def forward(self, image):

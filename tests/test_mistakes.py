@@ -12,16 +12,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
 from mmengine.model import PretrainedInit
 from mmengine.optim import AmpOptimWrapper
 from tiny_run import load_tool, write_config, write_data
 from torch import nn
 
-from mmhcg.runs import UserError, cli, preflight
+from mmhcg.runs import UserError, cli, preflight, train
 from mmhcg.runs.coco_metric import use_twelve_numbers
 from mmhcg.runs.config import build_detector, class_name, load_config
 from mmhcg.runs.finite import FiniteTraining
 from mmhcg.runs.launch import test as run_test
+from mmhcg.runs.names import check_names
 from mmhcg.runs.predictions import CheckedPredictions
 from mmhcg.runs.safe_runner import SafeRunner
 
@@ -97,6 +99,11 @@ def test_benchmarks_look_first_too(tmp_path, capsys):
     assert 'cannot be written' in refusal('benchmark', ['--plot', tmp_path / 'file/new/x.png'], capsys)
 
 
+def test_a_swap_is_not_without_weights_by_accident(capsys):
+    told = refusal('swap_backbone', ['mmdet::any.py', '--pretrained', ''], capsys)
+    assert told == '--pretrained is empty: is a shell variable unset?'
+
+
 def test_visualize_looks_at_its_options_first(tmp_path, capsys):
     (tmp_path / 'file').touch()
     argv = ['a.py', 'a.pth', 'a.jpg', '--out']
@@ -117,6 +124,21 @@ MISTAKES = {
     '--cfg-options val_evaluator=None': 'has no `val_evaluator`, which belongs to val_dataloader and val_cfg',
     '--cfg-options model.backbone.arch=z': 'its model cannot be built: ',
     '--cfg-options model.roi_head.bbox_head.clases=3': "unexpected keyword argument 'clases'",
+    '--cfg-options train_dataloder.batch_size=3': 'has no `train_dataloder`; is it `train_dataloader`?',
+    '--cfg-options train_dataloader.batchsize=3': 'batchsize: DataLoader takes no `batchsize`',
+    '--cfg-options train_dataloader.sampler.shufle=1': 'sampler.shufle: DefaultSampler takes no `shufle`',
+    '--cfg-options train_dataloader.dataset.data_perfix=x': 'takes no `data_perfix`; is it `data_prefix`?',
+    '--cfg-options train_dataloader.dataset.pipeline.2.type=Flip': "pipeline.2.type='Flip' is not registered",
+    '--cfg-options val_dataloader.dataset.pipeline.1.scal=3': 'pipeline.1.scal: Resize takes no `scal`',
+    '--cfg-options train_cfg.max_epoch=3': 'EpochBasedTrainLoop takes no `max_epoch`; is it `max_epochs`?',
+    '--cfg-options optim_wrapper.clip=1': 'optim_wrapper.clip: OptimWrapper takes no `clip`',
+    '--cfg-options optim_wrapper.optimizer.lrr=1': 'optimizer.lrr: SGD takes no `lrr`; is it `lr`?',
+    '--cfg-options optim_wrapper.optimizer.type=SDG': "type='SDG' is not registered; is it `SGD`?",
+    '--cfg-options param_scheduler.1.milestone=3': 'param_scheduler.1.milestone: MultiStepLR takes no',
+    '--cfg-options val_evaluator.metrik=bbox': 'CocoMetric takes no `metrik`; is it `metric`?',
+    '--cfg-options default_hooks.timer.each=3': 'default_hooks.timer.each: IterTimerHook takes no `each`',
+    '--cfg-options model.neck.in_channels=[1,2]': 'in_channels is [1, 2], and the backbone returns maps',
+    '--cfg-options a=[(1,2]': '--cfg-options wants KEY=VALUE, and brackets that fit each other',
     '--launcher pytorch': 'the variable RANK is not set: start it with torchrun',
     '--launcher slurm': 'the variable SLURM_PROCID is not set: start it with srun',
 }
@@ -151,6 +173,25 @@ def test_mistakes_in_what_is_tested(tiny, tmp_path, options, message):
             cfg_options=options,
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_shipped_configs_use_pass():
+    for name in ('mmhcg::mask_rcnn_hcgnet_b_fpn_1x_coco.py', 'mmdet::yolox/yolox_s_8xb8-300e_coco.py'):
+        check_names(load_config(name), ('train', 'val', 'test'))
+    augmented = load_config('mmdet::albu_example/mask-rcnn_r50_fpn_albu-1x_coco.py')
+    check_names(augmented, ('train',))  # transforms of another library inside of one
+    own = dict(type=type('OwnHook', (Hook,), dict(__init__=lambda self, **options: None)), anything=3)
+    check_names(Config(dict(custom_hooks=[own])), ())
+
+
+@pytest.mark.parametrize('options', [{}, {'model.backbone.norm_cfg.type': 'SyncBN'}])
+def test_one_image_a_batch_is_refused_where_norms_learn(tiny, tmp_path, options):
+    options = {'train_dataloader.batch_size': 1, **options}
+    with pytest.raises(UserError, match=r'batch_size=1: .* at least two images per GPU\. Set norm_eval=True'):
+        train(tiny / 'tiny.py', tmp_path / 'run', tiny / 'shapes', cfg_options=options, no_pretrained=True)
+    assert list(tmp_path.iterdir()) == []
+    cfg = load_config(tiny / 'tiny.py', options)  # its norms do not learn
+    preflight.check_batch_size(cfg)
 
 
 def test_models_that_need_numbers_to_be_built_pass():

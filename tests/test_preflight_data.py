@@ -89,7 +89,7 @@ def test_training_stops_before_it_starts(tiny, data, tmp_path, capsys, name):
     error = capsys.readouterr().err
     assert re.search(rf'^error: {data / VAL}, of val_dataloader and val_evaluator', error)
     assert re.search(expected, error)
-    assert f'python tools/check_data.py {data / VAL} {data}/val2017' in error
+    assert f'mmhcg check_data {data / VAL} {data}/val2017' in error
     assert not (tmp_path / 'run').exists()
 
 

@@ -374,6 +374,9 @@ def test_cifar_of_other_classes_than_the_heads_is_refused(folder):
     cfg.model.head.num_classes = 100
     with pytest.raises(UserError, match='CIFAR-10 for a head of 100 classes'):
         check_data(cfg, ('train', 'val'))
+    del cfg.model.head  # as in self-supervision
+    with pytest.raises(UserError, match='data_batch_1.bin: '):  # there is no data here
+        check_data(cfg, ('train', 'val'))
 
 
 def test_without_mmpretrain_it_is_named(monkeypatch):

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 from mmengine.config import Config
+from mmengine.dataset import DefaultSampler
 from tiny_run import CONFIGS
 
 from mmhcg import HCGNet
+from mmhcg.runs.batches import FullBatchSampler
 from mmhcg.runs.pretrained import SMALL_BATCH_NOTE, start_from_scratch
+
+
+class Shapes(list):
+    """A data set of which nothing but the images' shapes is known."""
+
+    get_data_info = list.__getitem__
 
 
 @pytest.fixture
@@ -25,3 +33,14 @@ def test_without_a_batch_sampler_the_loader_drops_the_incomplete_batch(cfg):
     cfg.train_dataloader.batch_sampler = None
     start_from_scratch(cfg, HCGNet)
     assert cfg.train_dataloader.drop_last is True
+
+
+@pytest.mark.parametrize('drop_last', [False, True])
+@pytest.mark.parametrize('count', [12, 13])
+def test_full_batches_alone_are_kept_and_counted(count, drop_last):
+    shapes = [dict(height=1 + number % 2, width=2 - number % 2) for number in range(count)]
+    sampler = DefaultSampler(Shapes(shapes), shuffle=False)
+    batches = FullBatchSampler(sampler, 4, drop_last)
+    found = list(batches)
+    assert [len(batch) for batch in found] == [4] * len(batches) == [4, 4, 4]
+    assert len({number for batch in found for number in batch}) == 12

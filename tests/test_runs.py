@@ -313,8 +313,7 @@ def test_missing_weights_name_both_ways_out(tmp_path, monkeypatch, tiny):
     with pytest.raises(UserError) as error:
         train(MASK_B, data_root='/nowhere')
     assert str(tmp_path / WEIGHTS) in str(error.value)
-    assert f'python tools/convert_checkpoint.py HCGNet_B_best.pth.tar {WEIGHTS}' in str(error.value)
-    assert f'mim run mmhcg convert_checkpoint HCGNet_B_best.pth.tar {WEIGHTS}' in str(error.value)
+    assert f'mmhcg convert_checkpoint HCGNet_B_best.pth.tar {WEIGHTS}' in str(error.value)
     assert '--no-pretrained' in str(error.value)
     assert not list(tmp_path.iterdir())  # nothing was started
 

@@ -31,6 +31,8 @@ def run(source: str, out: str, dynamic: bool, shape: tuple[int, int, int], check
 
     if not out.endswith(SUFFIXES):
         raise UserError(f'{out} must end in {" or ".join(SUFFIXES)}')
+    if min(shape) < 1:
+        raise UserError(f'--shape must be positive, not {" ".join(map(str, shape))}')
     sizes = DYNAMIC_SIZES if dynamic else ((shape[0], shape[1], shape[2]),)
     try:
         errors = export(load_backbone(source, checkpoint), out, None if dynamic else sizes[0])
@@ -41,7 +43,7 @@ def run(source: str, out: str, dynamic: bool, shape: tuple[int, int, int], check
     what = f'ONNX, opset {OPSET}' if out.endswith('.onnx') else 'a program of torch.export'
     print(f'{out}: {what}, for {"any size" if dynamic else "one size"}. Equal to the network to {TOLERANCE}:')
     for (batch, height, width), largest in zip(sizes, errors):
-        print(f'  {batch} x 3 x {height} x {width}: largest relative error {largest:.1e}')
+        print(f'  {batch} of {height} x {width}: largest relative error {largest:.1e}')
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,8 +13,10 @@ from mmhcg.runs import cli
 def swap(config: str, arch: str, pretrained: str | bool | None, out: str | None, check: bool) -> None:
     """Print the new config, or write it to `out`."""
     from mmhcg.runs.config import detector_of, load_config
+    from mmhcg.runs.places import refuse_empty
     from mmhcg.swap import check_out, config_text, swap_backbone, write_config
 
+    refuse_empty('--pretrained', pretrained)
     if out is not None:
         check_out(out)
     old = load_config(config)

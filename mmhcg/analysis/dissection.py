@@ -48,7 +48,7 @@ class Unit:
     iou: float
     threshold: float
     detector: bool
-    photos: str
+    photos: tuple[int | str, ...]
 
 
 class Photos:
@@ -146,7 +146,7 @@ def dissect(
             round(float(best[unit]), 6),
             float(thresholds[unit]),
             bool(best[unit] > DETECTS),
-            ' '.join(str(photos.ids[number]) for number in tops[unit].tolist()),
+            tuple(photos.ids[number] for number in tops[unit].tolist()),
         )
         for unit in range(len(iou))
     ]

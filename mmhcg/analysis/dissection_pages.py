@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import cv2
@@ -63,7 +63,7 @@ def format_table(units: Sequence[Unit]) -> str:
 
 def save_units(units: Sequence[Unit], path: Path) -> None:
     """Write units to a new CSV file."""
-    write_rows(units, path)
+    write_rows([dict(asdict(unit), photos=' '.join(map(str, unit.photos))) for unit in units], path)
 
 
 def plot_detectors(units: Sequence[Unit], path: Path) -> None:
@@ -122,8 +122,8 @@ def draw_page(
         row[0].set_title(
             f'unit {unit.unit}: {unit.category}, IoU {unit.iou:.3f} ({kind})', fontsize='small', loc='left'
         )
-        for key, axis in zip(unit.photos.split(), row):
-            places[photos.ids.index(int(key))].append((unit, axis))
+        for key, axis in zip(unit.photos, row):
+            places[photos.ids.index(key)].append((unit, axis))
     for number, members in places.items():
         photo = photos.image(number)
         feat = network(photo)

@@ -13,6 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from mmhcg.runs import UserError
+from mmhcg.runs.classification import num_classes
 from mmhcg.runs.preflight import check_checkpoint
 
 
@@ -26,11 +27,6 @@ class TorchvisionNet(BaseModule):
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
         return (self.net(image),)
-
-
-def num_classes(cfg: Config) -> int | None:
-    """Of a classifier's config; None for a detector's."""
-    return (cfg.model.get('head') or {}).get('num_classes')
 
 
 def put_in(cfg: Config, name: str) -> Config:

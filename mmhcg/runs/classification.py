@@ -16,6 +16,11 @@ from mmhcg.runs.errors import UserError
 IMAGENET_LAYOUT = 'train/CLASS/*.JPEG and val/CLASS/*.JPEG, or lists meta/{train,val}.txt of files and labels'
 
 
+def num_classes(cfg: Config) -> int | None:
+    """Of a classifier's head; None for a detector, and where the head has none, as in self-supervision."""
+    return (cfg.model.get('head') or {}).get('num_classes')
+
+
 def check_classification_data(cfg: Config, modes: Sequence[str]) -> None:
     """The files of ImageNet and CIFAR; other datasets are left to mmpretrain.
 
@@ -26,10 +31,10 @@ def check_classification_data(cfg: Config, modes: Sequence[str]) -> None:
     for mode in modes:
         for dataset in leaf_datasets(cfg, mode):
             if check := checks.get(class_name(dataset)):
-                check(f'{mode}_dataloader', dataset, cfg.model.head.num_classes)
+                check(f'{mode}_dataloader', dataset, num_classes(cfg))
 
 
-def _check_imagenet(where: str, dataset: ConfigDict, classes: int) -> None:
+def _check_imagenet(where: str, dataset: ConfigDict, classes: int | None) -> None:
     root, split = dataset.get('data_root', ''), dataset.get('split')
     if not split or dataset.get('data_prefix') or dataset.get('ann_file'):  # files in a layout of their own
         return
@@ -41,16 +46,16 @@ def _check_imagenet(where: str, dataset: ConfigDict, classes: int) -> None:
         return
     with os.scandir(folder) as entries:
         found = sum(entry.is_dir() for entry in entries)
-    if found != classes:
+    if classes is not None and found != classes:
         raise UserError(
             f'{where}: {folder.absolute()} has {found} folders, one a class, and the head {classes} classes. '
             f'{hint}'
         )
 
 
-def _check_cifar(where: str, dataset: ConfigDict, classes: int) -> None:
+def _check_cifar(where: str, dataset: ConfigDict, classes: int | None) -> None:
     own = dataset.get('classes', 10)
-    if own != classes:
+    if classes is not None and own != classes:
         raise UserError(f'{where}: CIFAR-{own} for a head of {classes} classes; set one to the other')
     try:
         for file in cifar_files(dataset.data_root, own, dataset.split):

@@ -60,8 +60,8 @@ def run(function: Callable[..., Any], parser: argparse.ArgumentParser, argv: lis
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # MMEngine's, on every start
     try:
         options = vars(parser.parse_args(argv))
-    except ValueError:  # MMEngine's DictAction splits at `=` without looking
-        parser.error('--cfg-options wants KEY=VALUE')
+    except (ValueError, AssertionError):  # MMEngine's DictAction splits at `=` and brackets without looking
+        parser.error('--cfg-options wants KEY=VALUE, and brackets that fit each other')
     os.environ.setdefault('LOCAL_RANK', str(options.pop('local_rank', 0)))
     try:
         function(**options)

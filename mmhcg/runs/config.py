@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
 from torch.nn import Module
 
 from mmhcg.runs.errors import UserError
@@ -52,6 +55,7 @@ def load_config(
                     f'write there ({error.__context__}): make room, or set TMPDIR to another folder'
                 ) from error
             raise UserError(f'cannot read the config {config}: {type(error).__name__}: {error}') from error
+    _check_options(cfg, cfg_options or {})
     try:
         cfg.merge_from_dict(cfg_options or {})
     except (KeyError, TypeError, AssertionError) as error:
@@ -65,6 +69,20 @@ def load_config(
                 f"({error}): pip install -e '.[standalone,pretrain]'"
             ) from error
     return cfg
+
+
+def _check_options(cfg: Config, options: Iterable[str]) -> None:
+    """Raises UserError where the NAME of an option `NAME.KEY=VALUE` is not the config's nor MMEngine's."""
+    known = {*cfg, *inspect.signature(Runner.__init__).parameters, 'model_wrapper_cfg'}
+    for option in options:
+        name, dot, _ = option.partition('.')
+        if dot and name not in known:
+            raise UserError(f'--cfg-options {option}: the config has no `{name}`{nearest(name, known)}')
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """The end of a message about a word that is none of the names."""
+    return ''.join(f'; is it `{name}`?' for name in get_close_matches(word, list(names), 1))
 
 
 def is_classifier(cfg: Config) -> bool:

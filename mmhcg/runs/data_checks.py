@@ -112,7 +112,7 @@ def _message(file: AnnotationFile, readers: Sequence[Reader], tally: Tally) -> s
     text = (
         f'{file.path}, of {of}, or its images would crash the run or invalidate its result: '
         f'{tally.summary(stops=True)}\n{_lines(stopping)}\n'
-        f'All faults, damaged images included: python tools/check_data.py {file.path} {folder}'
+        f'All faults, damaged images included: mmhcg check_data {file.path} {folder}'
         f'{"" if file.use & ANY_MASKS else " --no-masks"}'
     )
     if any(fault.kind == 'missing image' for fault in stopping):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def _make_room(work_dir: Path) -> None:
     Raises UserError where `work_dir` holds something that is not from a demo, or one still trains there.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):
+        (work_dir / 'data').rmdir()  # empty, where an earlier demo was stopped before it had any
     found = [path for path in work_dir.iterdir() if path.name != lock.NAME]
     if found and not any(work_dir.glob('data/shapes_*/shapes.json')):
         raise UserError(f'{work_dir} holds files that are not from a demo: name another folder by --work-dir')

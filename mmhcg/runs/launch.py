@@ -21,6 +21,7 @@ from mmhcg.runs.datasets import metrics, move_data
 from mmhcg.runs.errors import UserError
 from mmhcg.runs.loading import check_loading
 from mmhcg.runs.lock import sole_run
+from mmhcg.runs.names import check_names
 from mmhcg.runs.places import check_file, check_folder, refuse_empty
 from mmhcg.runs.processes import check_launcher
 from mmhcg.runs.resuming import refuse_to_overwrite, settle_seed, settle_start
@@ -64,6 +65,7 @@ def train(
     cfg = _load(config, cfg_options, work_dir, data_root, launcher)
     backbone_type = preflight.check_backbone(cfg)
     preflight.check_parts(cfg, 'train')
+    check_names(cfg, ('train', 'val'))
     if amp:
         cfg.merge_from_dict({'optim_wrapper': dict(type='AmpOptimWrapper', loss_scale='dynamic')})
     preflight.check_amp(cfg)
@@ -74,6 +76,7 @@ def train(
     if resume:
         cfg.resume, cfg.load_from = True, None if resume is True else str(resume)
     content, notes = _choose_weights(cfg, backbone_type, no_pretrained)
+    preflight.check_batch_size(cfg)
     notes += check_data(cfg, ('train', 'val'))
     notes += _make_safe(cfg)
     with sole_run(cfg.work_dir, launcher):  # before the Runner writes its first file
@@ -127,6 +130,7 @@ def test(
     check_folder('--show-dir', show_dir)
     preflight.check_backbone(cfg)
     preflight.check_parts(cfg, 'test')
+    check_names(cfg, ('test',))
     checkpoint = str(checkpoint)
     content = preflight.check_checkpoint(checkpoint)
     notes = check_data(cfg, ('test',))
@@ -202,7 +206,8 @@ def _choose_weights(
         if checkpoint and 'detector' not in cfg.model:  # wrappers have names of their own for what they wrap
             state = checkpoint.get('state_dict', checkpoint)
             state = {str(name).removeprefix('module.'): tensor for name, tensor in state.items()}
-            pretrained.check_backbone_weights(cfg.model.backbone, cfg.load_from, state, 'backbone')
+            if hcgnet := preflight.hcgnet_of(cfg):
+                check_fit(os.path.abspath(cfg.load_from), state, hcgnet, 'backbone')
         pretrained.drop_pretrained(cfg)
     else:
         pretrained.find_pretrained(cfg)

@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from mmhcg.backbone import ONE_IMAGE, HCGNet
 from mmhcg.runs.config import build_model, class_name, detector_of, is_classifier
 from mmhcg.runs.errors import UserError
 from mmhcg.weights.entries import form_fault, tensors_of, value_fault
@@ -64,10 +65,36 @@ def check_seed(cfg: Config) -> None:
 
 def check_model(cfg: Config) -> None:
     """Raises UserError where the model cannot be built, before the run makes its folder."""
+    _check_channels(cfg)
     with suppress(UserError), torch.device('meta'):  # without memory or random numbers
         build_model(cfg, cfg.model)
         return
     build_model(cfg, cfg.model)  # some constructors need numbers
+
+
+def check_batch_size(cfg: Config) -> None:
+    """Raises UserError where norms of HCGNet's gates are to learn from one image a process."""
+    if cfg.train_dataloader.get('batch_size') == 1 and (backbone := hcgnet_of(cfg)):
+        backbone.train()
+        if backbone.gates_need_a_batch():
+            raise UserError(f'train_dataloader.batch_size=1: {ONE_IMAGE}')
+
+
+def hcgnet_of(cfg: Config) -> HCGNet | None:
+    """The config's backbone if it is HCGNet or its heir, without numbers."""
+    if not issubclass(check_backbone(cfg), HCGNet):
+        return None
+    with torch.device('meta'):
+        return build_model(cfg, detector_of(cfg).backbone)
+
+
+def _check_channels(cfg: Config) -> None:
+    """The likeliest mistake of a backbone put in by hand. Some necks take the maps in the other order."""
+    backbone, neck = hcgnet_of(cfg), detector_of(cfg).get('neck')
+    taken = (neck[0] if isinstance(neck, (list, tuple)) else neck or {}).get('in_channels')
+    if backbone and isinstance(taken, (list, tuple)) and sorted(taken) != sorted(backbone.out_channels):
+        given = f'{cfg.filename or "the config"}: model.neck.in_channels is {list(taken)}'
+        raise UserError(f'{given}, and the backbone returns maps of {list(backbone.out_channels)} channels')
 
 
 def check_checkpoint(path: str, resume: bool = False, fetch: bool = False) -> dict[str, Any]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 from copy import deepcopy
 from typing import Any
 
-import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 
-from mmhcg.registry import MODELS
+from mmhcg.backbone import HCGNet
 from mmhcg.runs.config import class_name, detector_of, dicts_of, inits_of
 from mmhcg.runs.errors import UserError
-from mmhcg.runs.preflight import check_checkpoint
+from mmhcg.runs.names import accepted
+from mmhcg.runs.preflight import check_checkpoint, hcgnet_of
 from mmhcg.weights.fit import check_fit
 
 FROM_SCRATCH_NOTE = (
@@ -38,7 +37,7 @@ def find_pretrained(cfg: Config) -> None:
         UserError: a file is missing under both names, or cannot be read.
         CheckpointError: it does not hold all of HCGNet.
     """
-    detector = detector_of(cfg)
+    detector, hcgnet = detector_of(cfg), hcgnet_of(cfg)
     for part, prefix in ((detector.backbone, None), (detector, 'backbone')):
         for init in _pretrained(part):
             path = os.path.expanduser(str(init.get('checkpoint')))
@@ -47,21 +46,11 @@ def find_pretrained(cfg: Config) -> None:
             stem = os.path.splitext(path)[0]
             found = next(filter(os.path.isfile, (path, f'{stem}.safetensors', f'{stem}.pth')), None)
             if found is None:
-                raise UserError(_missing(detector.backbone, path))
-            check_backbone_weights(
-                detector.backbone, found, check_checkpoint(found), init.get('prefix', prefix)
-            )
+                raise UserError(_missing(path, hcgnet and detector.backbone.get('arch')))
+            content = check_checkpoint(found)
+            if hcgnet:
+                check_fit(os.path.abspath(found), content, hcgnet, init.get('prefix', prefix))
             init.checkpoint = found
-
-
-def check_backbone_weights(
-    backbone: ConfigDict, path: str, content: dict[str, Any], prefix: str | None
-) -> None:
-    """Raises CheckpointError where a checkpoint does not hold all of HCGNet; other backbones pass."""
-    if _is_hcgnet(backbone):
-        with torch.device('meta'):
-            network = MODELS.build(backbone)
-        check_fit(os.path.abspath(path), content, network, prefix)
 
 
 def drop_pretrained(cfg: Config) -> None:
@@ -101,7 +90,7 @@ def start_from_scratch(cfg: Config, backbone_type: type) -> str:
     backbone.pop('pretrained', None)  # mmdet's older spelling
     changed = {}
     for option, value in (('frozen_stages', -1), ('norm_eval', False)):
-        if option in backbone or _accepts(backbone_type, option):
+        if option in backbone or option in accepted(backbone_type)[0]:
             backbone[option] = changed[option] = value
     if backbone.get('norm_cfg'):
         backbone.norm_cfg.requires_grad = changed['norm_cfg.requires_grad'] = True
@@ -110,7 +99,7 @@ def start_from_scratch(cfg: Config, backbone_type: type) -> str:
     cfg.no_pretrained = True  # travels in the checkpoint, so that a resumed run stays unfrozen
     options = ', '.join(f'{option}={value}' for option, value in changed.items())
     note = f'{FROM_SCRATCH_NOTE}{options}. An incomplete batch at the end of an epoch is skipped.'
-    if _is_hcgnet(backbone) and (cfg.get('train_dataloader') or {}).get('batch_size', 4) < 4:
+    if issubclass(backbone_type, HCGNet) and (cfg.get('train_dataloader') or {}).get('batch_size', 4) < 4:
         note += f' {SMALL_BATCH_NOTE}'
     return note
 
@@ -135,32 +124,13 @@ def _pretrained(part: ConfigDict) -> list[ConfigDict]:
     return [init for init in inits_of(part) if class_name(init) in ('Pretrained', 'PretrainedInit')]
 
 
-def _is_hcgnet(backbone: ConfigDict) -> bool:
-    return class_name(backbone).endswith('HCGNet')
-
-
-def _accepts(cls: Any, option: str) -> bool:
-    """Whether a constructor takes the option, by itself or by passing `**kwargs` on to its parent."""
-    for base in cls.__mro__:
-        parameters = inspect.signature(base.__init__).parameters
-        if option in parameters:
-            return True
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-            return False
-    return False
-
-
-def _missing(backbone: ConfigDict, path: str) -> str:
-    arch = backbone.get('arch')
+def _missing(path: str, arch: Any) -> str:
     way_out = f'put the weights at {path}'
-    if _is_hcgnet(backbone) and isinstance(arch, str):
+    if isinstance(arch, str):  # of HCGNet
         files = f'HCGNet_{arch.upper()}_best.pth.tar {os.path.splitext(path)[0]}.safetensors'
-        way_out = (
-            f"convert the authors' file: python tools/convert_checkpoint.py {files}\n"
-            f'    (where the package came by pip: mim run mmhcg convert_checkpoint {files})'
-        )
+        way_out = f"convert the authors' file: mmhcg convert_checkpoint {files}"
     return (
         f'no pretrained weights at {os.path.abspath(path)} (.safetensors or .pth). Either\n  - {way_out}\n'
         '  - or train from random weights, with nothing frozen: add --no-pretrained '
-        '--cfg-options train_dataloader.batch_size=4'
+        '--cfg-options train_dataloader.batch_size=4 auto_scale_lr.enable=True'
     )

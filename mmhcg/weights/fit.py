@@ -105,7 +105,4 @@ def _advice(names: Collection[str], wanted: Collection[str], prefix: str | None)
             "It holds a backbone alone: such weights go into the backbone's init_cfg=dict(type='Pretrained', "
             'checkpoint=FILE), without a prefix.'
         )
-    return (
-        "Is it another model's, or one of the authors' files, which tools/convert_checkpoint.py converts "
-        '(where the package came by pip: `mim run mmhcg convert_checkpoint`)?'
-    )
+    return "Is it another model's, or one of the authors' files, which `mmhcg convert_checkpoint` converts?"
