@@ -96,5 +96,4 @@ param_scheduler = [
 ]
 default_hooks = dict(logger=dict(interval=50), checkpoint=dict(by_epoch=False, interval=iterations))
 log_processor = dict(by_epoch=False)
-custom_imports = dict(imports=['mmhcg.runs.channels_last'])
-custom_hooks = [dict(type='ChannelsLast')]
+custom_hooks = [dict(type='mmhcg.ChannelsLast')]

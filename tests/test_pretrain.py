@@ -92,7 +92,7 @@ def test_recipe_is_the_published_one(name):
         assert pipeline(cfg, 'train')[0].padding == 4
         assert cfg.model.backbone.drop_block == dict(block_size=2)
         (hook,) = cfg.custom_hooks
-        assert hook == dict(type='DropBlockSchedule', periods=cfg.param_scheduler.periods, end=0.1)
+        assert hook == dict(type='mmhcg.DropBlockSchedule', periods=cfg.param_scheduler.periods, end=0.1)
     assert pipeline(cfg, 'train')[-2].prob == 0.5
 
 
@@ -172,7 +172,7 @@ train_dataloader = dict(dataset=data, **loader)
 val_dataloader = dict(dataset=data, **loader)
 test_dataloader = val_dataloader
 train_cfg = dict(max_epochs=3, val_interval=1)
-custom_hooks = [dict(type='DropBlockSchedule', periods=(3,), end=0.5)]
+custom_hooks = [dict(type='mmhcg.DropBlockSchedule', periods=(3,), end=0.5)]
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=1))
 """
 
@@ -375,7 +375,7 @@ def test_cifar_of_other_classes_than_the_heads_is_refused(folder):
     with pytest.raises(UserError, match='CIFAR-10 for a head of 100 classes'):
         check_data(cfg, ('train', 'val'))
     del cfg.model.head  # as in self-supervision
-    with pytest.raises(UserError, match='data_batch_1.bin: '):  # there is no data here
+    with pytest.raises(UserError, match=r'data_batch_1\.bin: '):  # there is no data here
         check_data(cfg, ('train', 'val'))
 
 

@@ -284,7 +284,7 @@ def test_one_base_line_brings_it_to_any_config(tiny, tmp_path):
 
     (tmp_path / 'mine.py').write_text(
         f'_base_ = [{str(tiny / "tiny.py")!r}, {str(CONFIGS / "_base_/safe_run.py")!r}]\n'
-        "custom_hooks = [dict(type='mmhcg.runs.preemption.PreemptionHook', signals=['SIGUSR2'])]\n"
+        "custom_hooks = [dict(type='mmhcg.PreemptionHook', signals=['SIGUSR2'])]\n"
     )
     cfg = Config.fromfile(tmp_path / 'mine.py')
     cfg.work_dir, cfg.resume, cfg.load_from = str(tmp_path / 'work'), True, None

@@ -8,6 +8,6 @@ runner_type = 'mmhcg.runs.safe_runner.SafeRunner'
 safe_hooks = [
     dict(type='mmhcg.FiniteTraining'),
     dict(type='mmhcg.CheckedPredictions'),
-    dict(type='mmhcg.runs.preemption.PreemptionHook'),
-    dict(type='mmhcg.runs.run_state.RunStateHook'),
+    dict(type='mmhcg.PreemptionHook'),
+    dict(type='mmhcg.RunStateHook'),
 ]

@@ -17,7 +17,8 @@ from typing import Any
 import cv2
 import numpy as np
 from mmengine.dataset import BaseDataset
-from mmengine.registry import DATASETS
+
+from mmhcg.registry import DATASETS
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from mmhcg.registry import HOOKS
 from mmhcg.stack import has_compiled_mmcv
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from mmhcg.network.drop_block import DropBlock
+from mmhcg.registry import HOOKS
 from mmhcg.runs.errors import UserError
 
 

@@ -14,12 +14,14 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
+from mmhcg.registry import HOOKS
 from mmhcg.runs.processes import leave_group
 from mmhcg.runs.resuming import INTERRUPTED, point_at
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
+@HOOKS.register_module()
 class PreemptionHook(Hook):
     """On a signal, saves `interrupted.pth` in the work dir after the iteration and exits with code 75.
 

@@ -10,9 +10,11 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 
+from mmhcg.registry import HOOKS
 from mmhcg.runs.resumable import EpochLoop, ResumableLoader
 
 
+@HOOKS.register_module()
 class RunStateHook(Hook):
     """Saves the state of the random numbers and the place in the epoch, and takes both up on resuming.
 

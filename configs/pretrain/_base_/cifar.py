@@ -28,14 +28,14 @@ train_pipeline = [
 loader = dict(batch_size=128, num_workers=2, persistent_workers=True)
 train_dataloader = dict(
     dataset=dict(
-        type='CIFARBinary', data_root='data/cifar', split='train', classes=10, pipeline=train_pipeline
+        type='mmhcg.CIFARBinary', data_root='data/cifar', split='train', classes=10, pipeline=train_pipeline
     ),
     sampler=dict(type='DefaultSampler', shuffle=True),
     **loader,
 )
 val_dataloader = dict(
     dataset=dict(
-        type='CIFARBinary',
+        type='mmhcg.CIFARBinary',
         data_root='data/cifar',
         split='test',
         classes=10,
@@ -52,5 +52,5 @@ optim_wrapper = dict(optimizer=dict(lr=0.1, weight_decay=1e-4))
 param_scheduler = dict(
     type='CosineRestartLR', periods=periods, restart_weights=[1] * len(periods), eta_min=0, by_epoch=True
 )
-custom_hooks = [dict(type='DropBlockSchedule', periods=periods, end=0.1)]
+custom_hooks = [dict(type='mmhcg.DropBlockSchedule', periods=periods, end=0.1)]
 train_cfg = dict(max_epochs=sum(periods))

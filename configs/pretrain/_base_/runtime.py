@@ -1,7 +1,6 @@
 """What both recipes share: SGD with Nesterov's momentum, and how often a run is scored and saved."""
 
 default_scope = 'mmpretrain'
-custom_imports = dict(imports=['mmhcg.data.cifar', 'mmhcg.runs.drop_block'])
 
 optim_wrapper = dict(
     type='OptimWrapper',
