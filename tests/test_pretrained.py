@@ -1,4 +1,4 @@
-"""What a start from random weights says and does about small and incomplete batches."""
+"""What a start from random weights says and does about small and incomplete batches, and leaves behind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from mmengine.config import Config
 from tiny_run import CONFIGS
 
 from mmhcg import HCGNet
-from mmhcg.runs.pretrained import SMALL_BATCH_NOTE, start_from_scratch
+from mmhcg.runs.pretrained import SMALL_BATCH_NOTE, start_from_scratch, was_started_from_scratch
 
 
 @pytest.fixture
@@ -25,3 +25,18 @@ def test_without_a_batch_sampler_the_loader_drops_the_incomplete_batch(cfg):
     cfg.train_dataloader.batch_sampler = None
     start_from_scratch(cfg, HCGNet)
     assert cfg.train_dataloader.drop_last is True
+
+
+@pytest.mark.parametrize(
+    ('entries', 'told'),
+    [
+        (dict(no_pretrained=True), True),
+        (dict(no_pretrained=False), False),
+        (dict(teacher_no_pretrained=True), False),
+        (dict(notes='as with no_pretrained = True'), False),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_tells_by_an_entry_of_its_config_alone(entries, told):
+    cfg = Config(dict(a_first=1, **entries, z_last=2))
+    assert was_started_from_scratch(dict(meta=dict(cfg=cfg.pretty_text))) is told
