@@ -428,6 +428,37 @@ def test_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: None, a
     assert downloaded.name in urls[0] and downloaded.suffix == '.pth'
 
 
+@pytest.mark.parametrize(
+    ('rank', 'shared', 'expected'),
+    [
+        (0, False, ['download', 'barrier']),
+        (1, False, ['barrier', 'download']),
+        (1, True, ['barrier']),
+    ],
+)
+def test_the_first_process_downloads_and_others_only_what_they_do_not_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, shared: bool, expected: list[str]
+) -> None:
+    steps = []
+
+    def download(url: str, target: str) -> None:
+        steps.append('download')
+        write_weights(Path(target))
+
+    def barrier() -> None:
+        steps.append('barrier')
+        if shared:  # what the first process has done by now
+            (tmp_path / 'checkpoints').mkdir()
+            write_weights(tmp_path / 'checkpoints/x.pth')
+
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    monkeypatch.setattr(checkpoint_sources, 'get_dist_info', lambda: (rank, 2))
+    monkeypatch.setattr(checkpoint_sources, 'barrier', barrier)
+    assert set(CheckpointLoader.load_checkpoint('https://example.com/x.pth')) == {'weight', 'bias'}
+    assert steps == expected
+
+
 def test_failed_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(url: str, target: str) -> None:
         raise OSError('no route to host')

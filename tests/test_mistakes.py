@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import os
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from mmhcg.runs.config import build_detector, class_name, load_config
 from mmhcg.runs.finite import FiniteTraining
 from mmhcg.runs.launch import test as run_test
 from mmhcg.runs.names import check_names
+from mmhcg.runs.places import check_file
 from mmhcg.runs.predictions import CheckedPredictions
 from mmhcg.runs.safe_runner import SafeRunner
 
@@ -76,6 +78,20 @@ def test_places_of_results_are_looked_at_first(tiny, tmp_path, monkeypatch, caps
     argv = [tiny / 'tiny.py', tiny / 'weights.pth', '--data-root', tiny / 'shapes', *options]
     assert message in refusal('test', argv, capsys)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'taken.pkl']
+
+
+@pytest.mark.parametrize(
+    ('closed', 'name', 'message'),
+    [('old.pkl', 'old.pkl', 'old.pkl is not writable'), ('.', 'new.pkl', 'the folder .* is not writable')],
+)
+def test_places_that_may_not_be_written_are_refused(tmp_path, monkeypatch, closed, name, message):
+    (tmp_path / 'old.pkl').touch()
+    check_file('--out', tmp_path / name)
+    shut = str(tmp_path / closed)
+    # Not by chmod, which does not stop root
+    monkeypatch.setattr(os, 'access', lambda path, mode: path != shut or not mode & os.W_OK)
+    with pytest.raises(UserError, match=f'^--out {tmp_path}.*{message}'):
+        check_file('--out', tmp_path / name)
 
 
 @pytest.mark.parametrize(

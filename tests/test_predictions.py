@@ -13,7 +13,7 @@ from mmdet.structures import DetDataSample, TrackDataSample
 from mmengine.structures import InstanceData
 from tiny_run import load_tool, write_config, write_data
 
-from mmhcg.runs import UserError
+from mmhcg.runs import UserError, predictions
 from mmhcg.runs.config import build_detector
 from mmhcg.runs.errors import DivergedError
 from mmhcg.runs.predictions import CheckedPredictions, _is_cut
@@ -123,20 +123,34 @@ def video(*frames: tuple[int, float]) -> TrackDataSample:
     return TrackDataSample(video_data_samples=samples)
 
 
-def test_a_tracker_is_held_to_every_frame_of_a_video():
+@pytest.fixture
+def runner() -> SimpleNamespace:
+    """One that validates three images in one batch."""
     metric = SimpleNamespace(
         _coco_api=SimpleNamespace(imgs={n: dict(file_name=f'{n}.png') for n in (1, 2, 3)})
     )
     loader = type('Loader', (list,), dict(dataset=SimpleNamespace()))([0])
-    runner = SimpleNamespace(
+    return SimpleNamespace(
         val_loop=SimpleNamespace(dataloader=loader, evaluator=SimpleNamespace(metrics=[metric]))
     )
+
+
+def test_a_tracker_is_held_to_every_frame_of_a_video(runner):
     hook = CheckedPredictions()
     hook.after_val_iter(runner, 0, None, [video((1, 0.5), (2, 0.5), (3, 0.5))])
     with pytest.raises(UserError, match=r'only 2 of the 3 images .*: 2\.png \(id 2\)'):
         hook.after_val_iter(runner, 0, None, [video((1, 0.5), (3, 0.5))])
     with pytest.raises(DivergedError, match=r'predictions for 2\.png \(id 2\): 1 of 1 scores'):
         hook.after_val_iter(runner, 0, None, [video((1, 0.5), (2, float('nan')))])
+
+
+def test_what_another_process_has_seen_counts(runner, monkeypatch):
+    monkeypatch.setattr(predictions, 'all_gather_object', lambda seen: [seen, others])
+    hook, others = CheckedPredictions(), {2}
+    hook.after_val_iter(runner, 0, None, [video((1, 0.5), (3, 0.5))])
+    others = {1}
+    with pytest.raises(UserError, match=r'only 2 of the 3 images .*: 2\.png \(id 2\)'):
+        hook.after_val_iter(runner, 0, None, [video((1, 0.5), (3, 0.5))])
 
 
 @pytest.mark.parametrize(

@@ -369,6 +369,15 @@ def test_lists_of_files_stand_in_for_folders(folder, tmp_path):
     check_data(cfg, ('train', 'val'))
 
 
+@pytest.mark.parametrize('own', [dict(data_prefix='pictures'), dict(ann_file='meta/mine.txt')])
+def test_files_in_a_layout_of_their_own_are_left_to_mmpretrain(folder, tmp_path, own):
+    cfg = Config.fromfile(folder / 'in1k.py')
+    move_data(cfg, str(tmp_path))  # where neither folders nor lists are
+    for mode in ('train', 'val'):
+        cfg[f'{mode}_dataloader'].dataset.update(own)
+    check_data(cfg, ('train', 'val'))
+
+
 def test_cifar_of_other_classes_than_the_heads_is_refused(folder):
     cfg = Config.fromfile(folder / 'cifar.py')
     cfg.model.head.num_classes = 100

@@ -1,4 +1,4 @@
-"""What a start from random weights says and does about small and incomplete batches."""
+"""What a start from random weights says and does about small and incomplete batches, and leaves behind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tiny_run import CONFIGS
 
 from mmhcg import HCGNet
 from mmhcg.runs.batches import FullBatchSampler
-from mmhcg.runs.pretrained import SMALL_BATCH_NOTE, start_from_scratch
+from mmhcg.runs.pretrained import SMALL_BATCH_NOTE, start_from_scratch, was_started_from_scratch
 
 
 class Shapes(list):
@@ -44,3 +44,18 @@ def test_full_batches_alone_are_kept_and_counted(count, drop_last):
     found = list(batches)
     assert [len(batch) for batch in found] == [4] * len(batches) == [4, 4, 4]
     assert len({number for batch in found for number in batch}) == 12
+
+
+@pytest.mark.parametrize(
+    ('entries', 'told'),
+    [
+        (dict(no_pretrained=True), True),
+        (dict(no_pretrained=False), False),
+        (dict(teacher_no_pretrained=True), False),
+        (dict(notes='as with no_pretrained = True'), False),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_tells_by_an_entry_of_its_config_alone(entries, told):
+    cfg = Config(dict(a_first=1, **entries, z_last=2))
+    assert was_started_from_scratch(dict(meta=dict(cfg=cfg.pretty_text))) is told

@@ -166,6 +166,18 @@ def test_weights_of_a_model_in_ddp_are_the_models(tmp_path):
         check_loading(cfg, {'other': content['weight']}, runner)
 
 
+@pytest.mark.parametrize('key', ['exp_avg', 'exp_avg_sq'])
+def test_averages_of_another_shape_are_not_resumed(tmp_path, key):
+    """Adam would stop at them in the first iteration."""
+    path = DATA / 'pytorch_2_1.pth'
+    runner, content = tiny_runner(tmp_path, epochs=3, resume=path), load_checkpoint_file(path)
+    cfg = Config(dict(load_from=str(path), resume=True))
+    check_loading(cfg, content, runner)
+    content['optimizer']['state'][0][key] = torch.zeros(7)
+    with pytest.raises(UserError, match=rf'\({key} of shape \(7,\) for a weight of \(2, 2\)\)'):
+        check_loading(cfg, content, runner)
+
+
 @pytest.mark.slow
 def test_a_restart_before_the_first_checkpoint_starts_afresh(folder, tmp_path, monkeypatch):
     monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
@@ -178,13 +190,14 @@ def test_a_restart_before_the_first_checkpoint_starts_afresh(folder, tmp_path, m
     assert 'set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1' in log
 
 
+@pytest.mark.parametrize('load_from', [None, str(DATA / 'pytorch_2_1.pth')], ids=['afresh', 'from weights'])
 @pytest.mark.parametrize('name', ['TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT'])
-def test_a_run_that_was_started_again_resumes_by_itself(saved, monkeypatch, name):
-    """The same command once more, without --resume."""
+def test_a_run_that_was_started_again_resumes_by_itself(saved, monkeypatch, name, load_from):
+    """The same command once more: what the run has saved goes before what it started from."""
     with pytest.raises(UserError, match='holds the checkpoints of an earlier run'):
-        settle_start(False, None, str(saved))
+        settle_start(False, load_from, str(saved))
     monkeypatch.setenv(name, '1')
-    start = settle_start(False, None, str(saved))
+    start = settle_start(False, load_from, str(saved))
     assert start.resume and start.load_from == str(saved / 'epoch_2.pth')
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -10,9 +11,11 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.hooks import EMAHook
 from tiny_run import HEIR, REPO, read_scalars, steps, train, write_config, write_data
 
 from mmhcg.runs.preemption import PreemptionHook
@@ -131,6 +134,32 @@ def test_averaged_weights_are_not_mixed_up_when_validation_is_interrupted(folder
     assert train(folder, 'averaged_stopped', faults=faults) == 75
     assert train(folder, 'averaged_stopped', '--resume', config='averaged.py') == 0
     assert_same(folder / 'averaged/epoch_2.pth', folder / 'averaged_stopped/epoch_2.pth')
+
+
+def test_the_model_has_its_own_weights_again_when_an_interrupted_validation_is_saved(tmp_path):
+    model, average, saved = torch.nn.Linear(1, 1, bias=False), EMAHook(), []
+    preemption = PreemptionHook()
+    runner = SimpleNamespace(
+        model=model,
+        hooks=[average, preemption],
+        optim_wrapper=None,
+        rank=0,
+        epoch=1,
+        iter=3,
+        work_dir=str(tmp_path),
+        logger=logging.getLogger('survival'),
+        save_checkpoint=lambda *_, **__: saved.append(model.weight.item()),
+    )
+    torch.nn.init.constant_(model.weight, 1)
+    average.before_run(runner)
+    torch.nn.init.constant_(model.weight, 2)  # by training
+    average.before_val_epoch(runner)
+    assert model.weight.item() == 1
+    preemption.after_val_iter(runner)  # nobody has told it to stop
+    preemption._note(signal.SIGTERM, None)
+    with pytest.raises(SystemExit) as stop:
+        preemption.after_val_iter(runner)
+    assert (stop.value.code, saved) == (75, [2])
 
 
 @pytest.mark.slow

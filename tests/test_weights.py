@@ -439,8 +439,9 @@ def test_a_torn_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize('claims', [(0,), (1,), (0, 1)], ids=['storage', 'tensor', 'both'])
 def test_a_storage_that_claims_more_than_the_file_holds_is_refused(tmp_path, claims):
-    torch.save({'features.conv0.weight': torch.arange(4.0)}, tmp_path / 'a.pth')
-    claimed = (  # four elements -> 2^20, in the storage and in the tensor
+    weight = torch.arange(4.0)
+    torch.save({'features.conv0.weight': weight, 'same': weight[:]}, tmp_path / 'a.pth')
+    claimed = (  # four elements -> 2^20, in the storage when it is named first, and in both tensors
         (b'X\x03\x00\x00\x00cpuq\x06K\x04', b'X\x03\x00\x00\x00cpuq\x06J\x00\x00\x10\x00'),
         (b'QK\x00K\x04\x85', b'QK\x00J\x00\x00\x10\x00\x85'),
     )
