@@ -157,6 +157,15 @@ def test_gates_keep_the_map_in_its_precision_and_the_softmax(dtype):
     assert feat.nbytes + softmax <= saved <= feat.nbytes + softmax + small
 
 
+@pytest.mark.parametrize('mode', ['affine', 'learning', 'GN'])
+def test_gates_compute_in_the_precision_of_their_parameters(mode):
+    pair = gates_of(16, mode, dtype=torch.float32)
+    feat = torch.randn(4, 16, 20, 30).bfloat16()
+    answers = run_gates(*pair, feat)
+    assert all(answer.dtype == torch.float32 for answer in answers)
+    assert all(map(torch.equal, answers, run_gates(*pair, feat.float())))
+
+
 def test_gates_on_learning_norms_are_recomputed():
     """Excited maps of both kernels, four maps in all with their norms', would be kept otherwise."""
     module = dense_module(16, 32, norm=nn.BatchNorm2d, gate_norm=nn.BatchNorm1d)
