@@ -74,6 +74,16 @@ def test_gates_have_the_gradients_that_autograd_finds(monkeypatch):
         torch.testing.assert_close(closed, found, rtol=1e-9, atol=1e-12)
 
 
+def test_contexts_are_those_of_the_depthwise_convolutions_that_are_never_run():
+    update, forget = gates_of(12)
+    feat = torch.randn(2, 12, 5, 7, dtype=torch.float64)
+    for pool, context in zip((update.pool3, update.pool5), gates.contexts(update, forget, feat)):
+        excited = pool.depthwise(F.relu(pool.norm(feat)))
+        weights = pool.project(excited).flatten(2).softmax(2)
+        wanted = (excited.flatten(2) * weights).sum(2)
+        torch.testing.assert_close(context, wanted, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize('pool', ['pool3', 'pool5'])
 def test_both_norms_must_be_affine_for_the_closed_form(pool):
     update, _ = gates_of(8)
