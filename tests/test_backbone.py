@@ -163,13 +163,24 @@ def test_group_norm_trains_on_one_image_and_its_gates_depend_on_it():
     assert all(gradient.abs().max() > 0 for gradient in gates)  # groups of one number would give zeros
 
 
-@pytest.mark.parametrize(('with_cp', 'runs'), [(False, 1), (True, 2)])
-def test_with_cp_runs_convolutions_once_more(with_cp, runs):
+@pytest.mark.parametrize(
+    ('with_cp', 'norm_eval', 'part', 'convolutions', 'gates'),
+    [
+        (False, False, 'block.0', 1, 2),  # on norms that learn, gates keep too much
+        (False, True, 'block.0', 1, 1),
+        (True, False, 'block.0', 2, 2),
+        (True, True, 'block.0', 2, 2),
+        (True, True, 'transition', 2, 1),  # whose output is kept, small as it is beside the input
+    ],
+)
+def test_with_cp_runs_convolutions_once_more(with_cp, norm_eval, part, convolutions, gates):
     calls = []
-    model = HCGNet(SMALL, with_cp=with_cp).train()
-    model.stages[1].block[0].conv2.register_forward_pre_hook(lambda *_: calls.append(1))
+    model = HCGNet(SMALL, with_cp=with_cp, norm_eval=norm_eval).train()
+    module = model.stages[1].get_submodule(part)
+    for layer in (module.conv2, module.update.squeeze):
+        layer.register_forward_pre_hook(lambda layer, args: calls.append(layer))
     loss_of(model(image())).backward()
-    assert len(calls) == runs
+    assert (calls.count(module.conv2), calls.count(module.update.squeeze)) == (convolutions, gates)
 
 
 # A plain formulation keeps 1.13 GB, ResNet-50 0.92 GB.

@@ -73,6 +73,16 @@ def test_gates_have_the_gradients_that_autograd_finds(monkeypatch):
         torch.testing.assert_close(closed, found, rtol=1e-9, atol=1e-12)
 
 
+def test_contexts_are_those_of_the_depthwise_convolutions_that_are_never_run():
+    update, forget = gates_of(12)
+    feat = torch.randn(2, 12, 5, 7, dtype=torch.float64)
+    for pool, context in zip((update.pool3, update.pool5), gates.contexts(update, forget, feat)):
+        excited = pool.depthwise(F.relu(pool.norm(feat)))
+        weights = pool.project(excited).flatten(2).softmax(2)
+        wanted = (excited.flatten(2) * weights).sum(2)
+        torch.testing.assert_close(context, wanted, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize('pool', ['pool3', 'pool5'])
 def test_both_norms_must_be_affine_for_the_closed_form(pool):
     update, _ = gates_of(8)
@@ -153,6 +163,15 @@ def test_gates_keep_the_map_in_its_precision_and_the_softmax(dtype):
     )
     softmax, small = 3 * 40 * 60 * 4, 40 * 9 * 16 * 4
     assert feat.nbytes + softmax <= saved <= feat.nbytes + softmax + small
+
+
+@pytest.mark.parametrize('mode', ['affine', 'learning', 'GN'])
+def test_gates_compute_in_the_precision_of_their_parameters(mode):
+    pair = gates_of(16, mode, dtype=torch.float32)
+    feat = torch.randn(4, 16, 20, 30).bfloat16()
+    answers = run_gates(*pair, feat)
+    assert all(answer.dtype == torch.float32 for answer in answers)
+    assert all(map(torch.equal, answers, run_gates(*pair, feat.float())))
 
 
 def test_gates_on_learning_norms_are_recomputed():

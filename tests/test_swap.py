@@ -160,8 +160,9 @@ def test_numbers_that_nobody_reads_are_an_error():
     cfg.model.neck.in_channels = [1, 2, 3, 4]
     with pytest.raises(SwapError, match=r'has `in_channels` of \[64, 128, 256, 512\]'):
         swap_backbone(cfg)
-    with pytest.raises(UserError, match='has no backbone'):
-        swap_backbone(Config(dict(model=dict(type='Nothing'))))
+    for model in (dict(type='Nothing'), dict(backbone=dict(depth=18))):
+        with pytest.raises(UserError, match='the config has no backbone'):
+            swap_backbone(Config(dict(model=model)))
     cfg.model.backbone.type = 'NoNet'
     with pytest.raises(UserError, match='cannot be built: KeyError'):
         swap_backbone(cfg)

@@ -41,6 +41,13 @@ def test_weights_where_the_old_backbone_had_some(config):
     assert swapped(config).init_cfg == dict(type='Pretrained', checkpoint=WEIGHTS)
 
 
+def test_weights_among_other_initialisations(cfg):
+    cfg.model.backbone.init_cfg = [dict(type='Kaiming', layer='Conv2d'), cfg.model.backbone.init_cfg]
+    assert swapped(cfg).init_cfg.checkpoint == WEIGHTS
+    cfg.model.backbone.init_cfg.pop()
+    assert swapped(cfg).init_cfg is None
+
+
 def test_weights_that_are_asked_for(cfg):
     cfg.model.backbone.init_cfg = None
     assert swapped(cfg, pretrained=True).init_cfg.checkpoint == WEIGHTS
@@ -61,8 +68,9 @@ def test_what_starts_at_random_learns(cfg):
 def test_freezing_is_that_of_the_old_backbone_or_as_asked(cfg):
     backbone = swapped(cfg)
     assert (backbone.frozen_stages, backbone.norm_eval) == (1, True)  # as ResNet there
-    backbone = swapped(cfg, frozen_stages=2, norm_eval=False)
-    assert (backbone.frozen_stages, backbone.norm_eval) == (2, False)
+    for asked in (-1, 2, 4):
+        backbone = swapped(cfg, frozen_stages=asked, norm_eval=False)
+        assert (backbone.frozen_stages, backbone.norm_eval) == (asked, False)
     backbone = swapped('mmdet::efficientnet/retinanet_effb3_fpn_8xb4-crop896-1x_coco.py')
     assert (backbone.frozen_stages, backbone.norm_eval) == (-1, False)  # its 0 freezes nothing
     assert swapped('mmdet::pvt/retinanet_pvtv2-b0_fpn_1x_coco.py').norm_eval is True  # it has no such option
@@ -97,7 +105,7 @@ def test_frozen_stages_are_counted_by_strides(backbone, expected):
     assert count_frozen(MODELS.build(backbone), (4, 8, 16, 32)) == expected
 
 
-@pytest.mark.parametrize('frozen_stages', [9, 3, -5, '1', 1.0])
+@pytest.mark.parametrize('frozen_stages', [9, 3, -2, '1', 1.0])
 def test_frozen_stages_that_are_not_there_are_refused(cfg, frozen_stages):
     cfg.model.backbone.out_indices = (0, 1)
     cfg.model.neck.update(in_channels=[64, 128], start_level=0)

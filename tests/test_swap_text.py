@@ -30,6 +30,33 @@ model = dict(
 )
 """
 
+# What is different from libra_rcnn/libra-retinanet_r50_fpn_1x_coco, as one would write it.
+LIBRA = """
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmhcg.HCGNet',
+        arch='b',
+        out_indices=(0, 1, 2, 3),
+        frozen_stages=1,
+        norm_cfg=dict(type='BN', requires_grad=True),
+        norm_eval=True,
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/hcgnet_b_in1k.safetensors'),
+    ),
+    neck=[
+        dict(
+            type='FPN',
+            in_channels=[160, 368, 952, 1244],
+            out_channels=256,
+            start_level=1,
+            add_extra_convs='on_input',
+            num_outs=5,
+        ),
+        dict(type='BFP', in_channels=256, num_levels=5, refine_level=1, refine_type='non_local'),
+    ],
+)
+"""
+
 
 @pytest.fixture
 def tool():
@@ -46,12 +73,12 @@ def mine(tmp_path):
 
 @pytest.mark.parametrize(
     'name',
-    ['retinanet/retinanet_r18_fpn_1x_coco', 'libra_rcnn/libra-retinanet_r50_fpn_1x_coco', 'ssd/ssd300_coco'],
+    ['retinanet/retinanet_r18_fpn_1x_coco', 'yolof/yolof_r50-c5_8xb8-1x_coco', 'ssd/ssd300_coco'],
 )
 def test_written_config_is_short_and_loads_without_us(tmp_path, name):
     base = f'mmdet::{name}.py'
     old, new = load_config(base), swap_backbone(base)
-    out = tmp_path / 'new' / 'swapped.py'
+    out = tmp_path / 'new' / 'deep' / 'swapped.py'
     text = config_text(base, old, new, out)
     assert text.count('\n') < 35
     assert all(len(line) < 101 for line in text.splitlines())
@@ -61,13 +88,12 @@ def test_written_config_is_short_and_loads_without_us(tmp_path, name):
         write_config(text, out)
 
 
-def test_where_types_come_from_is_not_written(tmp_path, capsys, tool):
+def test_a_list_of_dicts_is_written_whole_but_not_where_its_types_come_from(tmp_path, capsys, tool):
     (tmp_path / 'mine.py').write_text("_base_ = 'mmdet::libra_rcnn/libra-retinanet_r50_fpn_1x_coco.py'\n")
     assert '_scope_' in load_config(tmp_path / 'mine.py').model
     tool([str(tmp_path / 'mine.py')])
-    out = capsys.readouterr().out
-    assert 'neck=[' in out
-    assert '_scope_' not in out
+    path = str(tmp_path / 'mine.py')
+    assert capsys.readouterr().out == f'"""HCGNet-B in {path}"""\n\n_base_ = {path!r}\n{LIBRA}'
 
 
 def test_weights_of_the_whole_old_detector_are_dropped(tmp_path):

@@ -19,7 +19,14 @@ from tiny_run import CONFIGS, REPO, load_tool
 
 from mmhcg import HCGNet
 from mmhcg.stack.checkpoints import CheckpointError, load_checkpoint_file
-from mmhcg.weights import WeightsError, check_new, convert_checkpoint, restore_checkpoint, save_weights
+from mmhcg.weights import (
+    Report,
+    WeightsError,
+    check_new,
+    convert_checkpoint,
+    restore_checkpoint,
+    save_weights,
+)
 from mmhcg.weights.entries import FULL, form_fault
 from mmhcg.weights.fit import check_fit
 
@@ -51,7 +58,7 @@ def test_converted_file_has_the_features_of_the_original(tmp_path, container, zi
     assert ('196 counters' in str(report)) == (not counters)
     assert set(report.left_over) == {'classifier.weight', 'classifier.bias'}
 
-    file = tmp_path / 'out' / f'hcgnet_b_in1k{suffix}'
+    file = tmp_path / 'new' / 'out' / f'hcgnet_b_in1k{suffix}'
     assert save_weights(state, file) == hashlib.sha256(file.read_bytes()).hexdigest()
     model = HCGNet('b')
     load_checkpoint(model, str(file), strict=True)
@@ -87,12 +94,18 @@ def test_double_precision_stays(tmp_path):
     assert equal(state, {n: t.to(state[n].dtype) for n, t in in_our_names(backbone_entries(), 'b').items()})
 
 
-def test_a_report_counts_a_single_counter_as_one(tmp_path):
-    entries = classification_file()
-    del entries['features.norm5.num_batches_tracked']
-    torch.save({'net': entries}, tmp_path / 'a.pth.tar')
-    report = str(convert_checkpoint(tmp_path / 'a.pth.tar')[1])
-    assert ', 1 counter (num_batches_tracked) not in the file and set to 0, left over: ' in report
+@pytest.mark.parametrize(
+    ('loaded', 'counters', 'left_over', 'end'),
+    [
+        (8, '1 counter', '', 'left over: nothing'),
+        (7, '2 counters', 'abc', 'left over: a, b, c'),
+        (9, '', 'abcde', 'left over: a, b, c, and 2 more; SHA-256 f00'),
+    ],
+)
+def test_a_report_says_what_was_there_and_what_was_not(loaded, counters, left_over, end):
+    report = Report('detection', 'c', loaded, 9, tuple(left_over), 'f00' if 'SHA' in end else None)
+    counters = counters and f'{counters} (num_batches_tracked) not in the file and set to 0, '
+    assert str(report) == f'HCGNet-C, detection: {loaded} of 9 entries loaded, {counters}{end}'
 
 
 @pytest.fixture(scope='module')
@@ -365,6 +378,7 @@ def test_odd_tensors_are_refused(tmp_path, odd):
     ('damage', 'message'),
     [
         (lambda s: s.pop('mask_head.upsample.bias'), r'mask_head\.upsample\.bias is missing'),
+        (lambda s: s.pop('bbox_head.fc_cls.bias'), r"'b':\n  bbox_head\.fc_cls\.bias is missing$"),
         (lambda s: s.update({'bbox_head.fc_reg.bias': torch.zeros(320)}), r'\(320,\) instead of \(324,\)'),
         (
             lambda s: rename(s, 'rpn_head.rpn_cls.bias', 'roi_head.rpn_cls.bias'),
