@@ -225,7 +225,8 @@ def cifar_sentence() -> str:
     first, *_, last = read(records.RESULTS / 'cifar10.csv')
     return (
         f'Measured here, on {last["machine"]} with {last["software"]}: top-1 error {first["top1_error"]} % '
-        f'after epoch {first["epoch"]}, {last["top1_error"]} % after epoch {last["epoch"]} of {last["epochs"]}.\n'
+        f'after epoch {first["epoch"]}, '
+        f'{last["top1_error"]} % after epoch {last["epoch"]} of {last["epochs"]}.\n'
     )
 
 
