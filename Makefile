@@ -18,7 +18,7 @@ fast: .venv/ready lint
 coverage: .venv/ready
 	$(BIN)/python -m pytest -n 2 -m 'not slow' --cov mmhcg --cov-report term:skip-covered
 
-# What of deliberate faults in the network, the converter and the swap the fast tests let pass: an hour or two.
+# What of deliberate faults in the network, the converter and the swap the fast tests let pass: it takes hours.
 mutation: .venv/ready
 	$(BIN)/python -m pip install --disable-pip-version-check -q 'mutmut>=3.8'
 	$(BIN)/python -m mutmut run
