@@ -169,6 +169,8 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
         check_fit('diverged.pth', own, model)
     with pytest.raises(CheckpointError, match='holds a list and no weights'):
         check_fit('list.pth', [torch.zeros(1)], model)
+    with pytest.raises(CheckpointError, match='It holds a backbone alone'):
+        check_fit('backbone.pth', model.state_dict(), torch.nn.ModuleDict(dict(backbone=model)))
 
 
 @pytest.mark.parametrize(
@@ -237,12 +239,14 @@ def test_home_may_be_written_as_a_tilde(tmp_path, monkeypatch):
 
 
 def test_weights_of_another_kind_of_norm_do_not_fit():
-    batch, group = (torch.nn.Sequential(torch.nn.Conv2d(2, 4, 1), norm(4)) for norm in NORMS)
-    with pytest.raises(CheckpointError, match=r'1\.running_var is of a BatchNorm, and the network has anoth'):
+    batch, group = (
+        torch.nn.Sequential(torch.nn.Sequential(torch.nn.Conv2d(2, 4, 1), norm(4))) for norm in NORMS
+    )
+    with pytest.raises(CheckpointError, match=r'0\.1\.running_var is of a BatchNorm, and .* another'):
         check_fit('bn.pth', batch.state_dict(), group)
-    with pytest.raises(CheckpointError, match=r'1\.running_mean is missing'):
+    with pytest.raises(CheckpointError, match=r'0\.1\.running_mean is missing'):
         check_fit('gn.pth', group.state_dict(), batch)
-    check_fit('more.pth', {**group.state_dict(), '2.running_var': torch.ones(4)}, group)
+    check_fit('more.pth', {**group.state_dict(), '0.2.running_var': torch.ones(4)}, group)
 
 
 def detector_weights(arch):
