@@ -165,7 +165,9 @@ def test_the_command_lists_tools_and_runs_them_with_their_exit_codes(command):
     assert command('check-data', 'nowhere.json')[0] == 2
     code, text = command('get_flops', '--help')
     assert code == 0 and text.startswith('usage: get_flops.py ')
-    assert 'no tool nonsense' in command('nonsense')[0]
+    for name, error in (('nonsense', 'nonsense'), ('trian', 'trian: did you mean train?')):
+        code, text = command(name)
+        assert code == 2 and text.endswith(f'\nerror: no tool {error}\n')
 
 
 @pytest.mark.parametrize('config', NAMES)
