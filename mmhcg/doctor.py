@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES
-from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import fill
@@ -24,18 +23,19 @@ from mmhcg.installation import (
     GOOD,
     WANTED,
     folder_of,
+    hint,
     installed,
     is_damaged,
     numbers_of,
     operator_names,
     pinned,
     reinstall,
+    required_by,
     version_of,
     versions_of,
 )
 
 PACKAGE = Path(__file__).parent
-STANDALONE = "pip install 'mmhcg[standalone]'  # in a checkout: pip install -e '.[standalone]'"
 CONFIG = 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 'mask_rcnn_hcgnet_b_fpn_1x_coco'  # of mmdet, and ours
 
 
@@ -72,10 +72,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def optional() -> Iterator[tuple[str, str]]:
     """What the extras bring that only some of the tools need, each with the name of its extra."""
-    for text in (requires('mmhcg') if version_of('mmhcg') else None) or ():
-        found = re.match(r'([\w.-]+).*extra == ["\'](pretrain|attack|export)', text)
-        if found:
-            yield found[1], found[2]
+    for extra in ('pretrain', 'export', 'attack'):
+        for text in required_by(extra):
+            yield re.split(r'[^\w.-]', text)[0], extra
 
 
 def find_problems() -> Iterator[Problem]:
@@ -125,7 +124,7 @@ def _static_problems() -> Iterator[Problem]:
     if missing:
         stray = [Path(module).resolve() for module in missing if Path(module).is_dir()]
         there = f' ({", ".join(map(str, stray))} is only a folder of that name)' if stray else ''
-        yield Problem(f'not installed: {", ".join(missing)}{there}', STANDALONE)
+        yield Problem(f'not installed: {", ".join(missing)}{there}', hint('standalone'))
     for module, names in WANTED.items():
         if module not in missing and not installed(names):
             yield Problem(f'{module} is there, but not the metadata by which pip knows it', reinstall(module))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import Distribution, distributions, requires
@@ -31,6 +32,18 @@ def places_of(name: str) -> tuple[Path, Path]:
     """Where this package's folder `configs` or `tools` may lie: MIM's place in wheels, beside the source."""
     package = Path(__file__).parent
     return package / '.mim' / name, package.parent / name
+
+
+def required_by(extra: str) -> list[str]:
+    """What an extra of this package brings, as pip takes it."""
+    texts = (requires('mmhcg') if version_of('mmhcg') else None) or ()
+    found = (re.match(rf'([^;]+);.*extra == ["\']{extra}["\']', text) for text in texts)
+    return [m[1].strip() for m in found if m]
+
+
+def hint(extra: str) -> str:
+    """The command that installs what an extra brings, be this package a checkout or from a wheel."""
+    return f'pip install {shlex.join(required_by(extra) or ["-e", f".[{extra}]"])}'
 
 
 def reinstall(module: str) -> str:

@@ -112,7 +112,9 @@ def test_what_is_missing_or_cannot_be_imported(installed):
             "pip install 'setuptools<81'"
         )
     }
-    assert installed(HEALTHY, modules=['mmdet', 'mmcv']) == {'not installed: mmcv, mmdet': doctor.STANDALONE}
+    assert installed(HEALTHY, modules=['mmdet', 'mmcv']) == {
+        'not installed: mmcv, mmdet': installation.hint('standalone')
+    }
     assert list(installed({**HEALTHY, 'mmdet': '3.3.0'} | {'numpy': '2'}).values()) == []
     nameless = {name: version for name, version in HEALTHY.items() if name != 'mmcv-lite'}
     assert installed(nameless) == {
@@ -155,6 +157,17 @@ def test_what_is_installed_is_installed_again_in_its_version(installed):
     assert installation.reinstall('torchvision') == f'{command}torch==2.14.1 torchvision==0.29.1'
     assert installation.reinstall('cv2') == f'{command}opencv-python-headless'
     assert installation.reinstall('pycocotools') == f'{command}pycocotools'
+
+
+def test_a_hint_names_what_an_extra_brings(installed, monkeypatch):
+    installed({**HEALTHY, 'mmhcg': '0.1.0'})
+    texts = ['torch', "onnx>=1.16; extra == 'export'", 'x==1; extra == "test"']
+    texts += ['y ; python_version < "3.10" and extra == "test"']
+    monkeypatch.setattr(installation, 'requires', lambda name: texts)
+    assert installation.hint('export') == "pip install 'onnx>=1.16'"
+    assert installation.hint('test') == 'pip install x==1 y'
+    installed(HEALTHY)  # a copy without metadata
+    assert installation.hint('export') == "pip install -e '.[export]'"
 
 
 def test_a_folder_of_the_name_is_no_package(installed, tmp_path, monkeypatch):

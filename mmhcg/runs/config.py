@@ -17,6 +17,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from torch.nn import Module
 
+from mmhcg.installation import hint
 from mmhcg.runs.errors import UserError
 
 
@@ -62,7 +63,7 @@ def load_config(
         except ImportError as error:
             raise UserError(
                 f'{cfg.filename or "the config"} trains a classifier, and mmpretrain cannot be imported '
-                f"({error}): pip install -e '.[standalone,pretrain]'"
+                f'({error}): {hint("pretrain")}'
             ) from error
     return cfg
 
