@@ -27,6 +27,8 @@ WANTED = {
 GOOD = {'mmcv': 'mmcv-lite==2.1.0', 'mmdet': 'mmdet==3.3.0', 'mmengine': 'mmengine==0.10.7'}
 GOOD |= {'cv2': 'opencv-python-headless', 'setuptools': "'setuptools<81'"}  # the former needs no libGL
 
+DOCTOR = '`mmhcg doctor` says what does not fit, and the command that mends it'
+
 
 def places_of(name: str) -> tuple[Path, Path]:
     """Where this package's folder `configs` or `tools` may lie: MIM's place in wheels, beside the source."""
