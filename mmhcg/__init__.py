@@ -11,6 +11,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from mmhcg.installation import DOCTOR
+
 __version__ = '0.1.0'
 __all__ = ['HCGNet', '__version__', 'get_config', 'list_archs', 'swap_backbone']
 
@@ -43,7 +45,7 @@ if find_spec('mmengine'):
     except (Exception, SystemExit) as error:
         _fault = error
         warnings.warn(
-            f'HCGNet is not registered ({type(error).__name__}: {error}). `mmhcg doctor` says what to do',
+            f'HCGNet is not registered ({type(error).__name__}: {error}). {DOCTOR}',
             stacklevel=2,
         )
 
@@ -53,8 +55,7 @@ def __getattr__(name: str) -> Any:
         return import_module('mmhcg.swap').swap_backbone
     if name == 'HCGNet':
         raise ImportError(
-            "mmhcg.HCGNet needs MMEngine and MMDetection: pip install 'mmhcg[standalone]' (in a checkout: "
-            "pip install -e '.[standalone]') installs both; "
-            'mmhcg.network.Trunk is the same network in PyTorch alone. `mmhcg doctor` tells more.'
+            'mmhcg.HCGNet needs MMEngine and MMDetection; mmhcg.network.Trunk is the same network in PyTorch '
+            f'alone. {DOCTOR}'
         ) from _fault
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+from difflib import get_close_matches
 
 from mmhcg.installation import places_of
 
@@ -19,8 +20,14 @@ def main(argv: list[str] | None = None) -> None:
     tools = {path.stem: path for path in sorted(folder.glob('*.py'))}
     tool = tools.get(name.replace('-', '_'))
     if tool is None:
-        print(f'usage: mmhcg {{doctor,{",".join(tools)}}} ...\n\nmmhcg NAME --help tells more of each.')
-        sys.exit(0 if name in ('-h', '--help') else f'error: no tool {name}')
+        usage = f'usage: mmhcg {{doctor,{",".join(tools)}}} ...\n\nmmhcg NAME --help tells more of each.'
+        if name in ('-h', '--help'):
+            print(usage)
+            sys.exit(0)
+        near = get_close_matches(name.replace('-', '_'), ['doctor', *tools], 1)
+        meant = f': did you mean {near[0]}?' if near else ''
+        print(f'{usage}\nerror: no tool {name}{meant}', file=sys.stderr)
+        sys.exit(2)
     sys.argv[1:] = rest
     runpy.run_path(str(tool), run_name='__main__')
 

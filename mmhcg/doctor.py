@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import platform
 import re
 import sys
@@ -14,7 +15,6 @@ import traceback
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES
-from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import fill
@@ -23,19 +23,23 @@ from typing import NamedTuple
 from mmhcg.installation import (
     GOOD,
     WANTED,
+    bounds_of_mmdet,
     folder_of,
+    hint,
+    homes_of,
     installed,
     is_damaged,
     numbers_of,
     operator_names,
+    origin_of,
     pinned,
     reinstall,
+    required_by,
     version_of,
     versions_of,
 )
 
 PACKAGE = Path(__file__).parent
-STANDALONE = "pip install 'mmhcg[standalone]'  # in a checkout: pip install -e '.[standalone]'"
 CONFIG = 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 'mask_rcnn_hcgnet_b_fpn_1x_coco'  # of mmdet, and ours
 
 
@@ -72,18 +76,17 @@ def main(argv: list[str] | None = None) -> None:
 
 def optional() -> Iterator[tuple[str, str]]:
     """What the extras bring that only some of the tools need, each with the name of its extra."""
-    for text in (requires('mmhcg') if version_of('mmhcg') else None) or ():
-        found = re.match(r'([\w.-]+).*extra == ["\'](pretrain|attack|export)', text)
-        if found:
-            yield found[1], found[2]
+    for extra in ('pretrain', 'export', 'attack'):
+        for text in required_by(extra):
+            yield re.split(r'[^\w.-]', text)[0], extra
 
 
 def find_problems() -> Iterator[Problem]:
     """What keeps HCGNet from running in MMDetection here, of the first kind that there is.
 
-    Files and versions come first, then imports, then configs, for each may fail because of what is before it.
+    Shadows come first, then files and versions, imports, configs: each may fail because of what is before it.
     """
-    for kind in (_static_problems, _import_problems, _config_problems):
+    for kind in (_shadows, _static_problems, _import_problems, _config_problems):
         found = list(kind())
         yield from found
         if found:
@@ -113,6 +116,23 @@ def operators(all_names: bool = False) -> Iterator[str]:
         yield fill(', '.join(missing), 100, initial_indent='  ', subsequent_indent='  ')
 
 
+def _shadows() -> Iterator[Problem]:
+    """What is imported from elsewhere than where it is installed, which installing it again does not mend."""
+    search = {Path(entry).resolve() for entry in os.environ.get('PYTHONPATH', '').split(os.pathsep) if entry}
+    for module in WANTED:
+        origin, homes = origin_of(module), homes_of(module)
+        if origin is None:
+            continue
+        place = origin.parent if origin.stem == '__init__' else origin
+        searched, origin = place.parent.resolve() in search, origin.resolve()
+        others = [f'{home.metadata["Name"]} {home.version}' for path, home in homes.items() if path != origin]
+        if others and (searched or origin not in homes):  # else one environment lies over another
+            yield Problem(
+                f'{module} is imported from {place}, not from the installed {" and ".join(others)}',
+                f'remove {place.parent} from PYTHONPATH' if searched else f'rename {place}',
+            )
+
+
 def _static_problems() -> Iterator[Problem]:
     yield from _several_distributions()
     yield from _versions_that_do_not_fit()
@@ -125,7 +145,7 @@ def _static_problems() -> Iterator[Problem]:
     if missing:
         stray = [Path(module).resolve() for module in missing if Path(module).is_dir()]
         there = f' ({", ".join(map(str, stray))} is only a folder of that name)' if stray else ''
-        yield Problem(f'not installed: {", ".join(missing)}{there}', STANDALONE)
+        yield Problem(f'not installed: {", ".join(missing)}{there}', hint('standalone'))
     for module, names in WANTED.items():
         if module not in missing and not installed(names):
             yield Problem(f'{module} is there, but not the metadata by which pip knows it', reinstall(module))
@@ -162,7 +182,7 @@ def _versions_that_do_not_fit() -> Iterator[Problem]:
             "`_base_ = 'mmdet::...'` needs pkg_resources, which setuptools 82 dropped",
             "pip install 'setuptools<81'",
         )
-    for module, (least, below) in _bounds_of_mmdet().items():
+    for module, (least, below) in bounds_of_mmdet().items():
         for found in installed(WANTED[module])[:1]:
             if not numbers_of(least) <= numbers_of(found.version) < numbers_of(below):
                 name = found.metadata['Name']
@@ -171,21 +191,6 @@ def _versions_that_do_not_fit() -> Iterator[Problem]:
                     f'{below}, not {name} {found.version}',
                     f'pip uninstall -y {name} && pip install --no-deps {GOOD[module]}',
                 )
-
-
-def _bounds_of_mmdet() -> dict[str, tuple[str, str]]:
-    """The least version of mmcv and mmengine that mmdet takes, and the first that it refuses."""
-    folder = folder_of('mmdet')
-    if folder is None or not (folder / '__init__.py').is_file():
-        return {}
-    text = (folder / '__init__.py').read_text(encoding='utf-8')
-    found = dict(re.findall(r"^(\w+_(?:minimum|maximum)_version) = '([\w.]+)'", text, re.M))
-    names = [(f'{module}_minimum_version', f'{module}_maximum_version') for module in ('mmcv', 'mmengine')]
-    return {
-        least.partition('_')[0]: (found[least], found[below])
-        for least, below in names
-        if least in found and below in found
-    }
 
 
 def _import_problems() -> Iterator[Problem]:

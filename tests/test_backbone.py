@@ -77,7 +77,7 @@ def test_network_imports_nothing_of_openmmlab():
         'try:\n'
         '    from mmhcg import HCGNet\n'
         'except ImportError as error:\n'
-        "    assert 'standalone' in str(error), error\n"
+        "    assert 'mmhcg doctor' in str(error), error\n"
         'else:\n'
         "    raise AssertionError('HCGNet came without MMEngine')\n"
     )

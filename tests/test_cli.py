@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 
 import pytest
+from tiny_run import REPO
 
+from mmhcg.installation import DOCTOR
 from mmhcg.runs import UserError, cli
-from mmhcg.runs.errors import DivergedError
+from mmhcg.runs.config import load_config
+from mmhcg.runs.errors import DivergedError, importing
 from mmhcg.stack.checkpoints import CheckpointError
 from mmhcg.weights import WeightsError
 
@@ -27,3 +32,27 @@ def test_what_the_user_can_mend_is_a_message_and_an_exit_code(monkeypatch, capsy
         cli.run(fail, parser, ['--depth', '3'])
     assert stop.value.code == code
     assert capsys.readouterr().err == 'error: too deep: 3\n'
+
+
+@pytest.mark.parametrize('module', ['mmdet', 'mmdet.models'])  # the latter needs torchvision
+def test_where_mmdetection_cannot_be_imported_the_doctor_is_named(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=rf'^MMDetection cannot .*\(ModuleNotFoundError: .*\): {DOCTOR}$'):
+        load_config({})
+
+
+@pytest.mark.parametrize('error', [AssertionError('MMCV==2.2.0 is used'), RuntimeError('no nms')])
+def test_so_it_is_for_versions_that_do_not_fit(error):
+    message = rf'\({type(error).__name__}: {error}\): {DOCTOR}$'
+    with pytest.raises(UserError, match=message), importing():
+        raise error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('tool', ['train', 'check_data', 'convert_checkpoint'])
+def test_without_mmengine_the_tools_name_the_doctor(tool):
+    code = "import runpy, sys; sys.modules['mmengine'] = None; runpy.run_path(sys.argv[1], None, '__main__')"
+    command = [sys.executable, '-c', code, str(REPO / 'tools' / f'{tool}.py')]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stderr.endswith(f'{DOCTOR}\n')

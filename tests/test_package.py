@@ -8,6 +8,7 @@ import shutil
 import site
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,7 +166,9 @@ def test_the_command_lists_tools_and_runs_them_with_their_exit_codes(command):
     assert command('check-data', 'nowhere.json')[0] == 2
     code, text = command('get_flops', '--help')
     assert code == 0 and text.startswith('usage: get_flops.py ')
-    assert 'no tool nonsense' in command('nonsense')[0]
+    for name, error in (('nonsense', 'nonsense'), ('trian', 'trian: did you mean train?')):
+        code, text = command(name)
+        assert code == 2 and text.endswith(f'\nerror: no tool {error}\n')
 
 
 @pytest.mark.parametrize('config', NAMES)
@@ -211,6 +214,18 @@ def test_a_second_call_changes_nothing():
     before = Config._get_cfg_path
     stack.prepare()
     assert Config._get_cfg_path is before
+
+
+@pytest.mark.parametrize(('asked', 'told'), [(False, 1), (True, 2)])
+def test_that_mmengine_imports_pkg_resources_is_told_to_those_alone_who_ask(asked, told):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.resetwarnings()
+        if asked:
+            warnings.simplefilter('always')
+        stack.prepare()
+        for subject in ('pkg_resources', 'distutils'):
+            warnings.warn(f'{subject} is deprecated as an API. See https://x', stacklevel=1)
+    assert len(caught) == told
 
 
 def test_a_fork_without_these_functions_is_left_alone(monkeypatch):

@@ -6,8 +6,6 @@ import argparse
 import os
 import sys
 
-from mmengine.utils import ProgressBar
-
 from mmhcg.data.annotations import AnnotationFile
 from mmhcg.data.faults import Fault, Tally, Use
 from mmhcg.data.images import check_images
@@ -27,6 +25,8 @@ def run(annotations: str, images: str | None, jobs: int, no_images: bool, no_mas
     for fault in file.faults():
         _tell(fault, tally)
     if file.images and images is not None and not no_images:
+        from mmengine.utils import ProgressBar
+
         faults = []
         bar = ProgressBar(len(file.images), file=sys.stderr) if sys.stderr.isatty() else None
         for found in check_images(file, images, jobs):

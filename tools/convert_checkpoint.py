@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     try:
         from mmhcg.runs import cli
-    except ModuleNotFoundError as error:
-        sys.exit(f"error: {error}: reading checkpoints needs MMEngine: pip install -e '.[standalone]'")
+    except ImportError as error:
+        sys.exit(f'error: reading checkpoints needs MMEngine: {error}')
     cli.run(convert, parser, argv)
 
 

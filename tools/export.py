@@ -6,6 +6,7 @@ import argparse
 
 from torch import nn
 
+from mmhcg.installation import hint
 from mmhcg.runs import UserError, cli
 
 
@@ -37,7 +38,7 @@ def run(source: str, out: str, dynamic: bool, shape: tuple[int, int, int], check
     try:
         errors = export(load_backbone(source, checkpoint), out, None if dynamic else sizes[0])
     except ImportError as error:
-        raise UserError(f"{error}: pip install -e '.[export]'") from error
+        raise UserError(f'{error}: {hint("export")}') from error
     except (ExportError, OSError) as error:
         raise UserError(str(error)) from error
     what = f'ONNX, opset {OPSET}' if out.endswith('.onnx') else 'a program of torch.export'

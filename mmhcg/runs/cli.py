@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +56,6 @@ def end_progress() -> None:
 
 def run(function: Callable[..., Any], parser: argparse.ArgumentParser, argv: list[str] | None) -> None:
     """Call `function` with the parsed options; what the user can mend becomes a message and an exit code."""
-    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # MMEngine's, on every start
     try:
         options = vars(parser.parse_args(argv))
     except (ValueError, AssertionError):  # MMEngine's DictAction splits at `=` and brackets without looking

@@ -20,7 +20,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch.nn import Module
 
-from mmhcg.runs.errors import UserError
+from mmhcg.installation import hint
+from mmhcg.runs.errors import UserError, importing
 
 
 def load_config(
@@ -29,15 +30,11 @@ def load_config(
     """The config in a file or by its name (`mmhcg::NAME.py`), or a copy of the one given, with `cfg_options`.
 
     Raises:
-        UserError: MMDetection, or mmpretrain for a classifier, is not installed; the file is missing or
+        UserError: MMDetection, or mmpretrain for a classifier, cannot be imported; the file is missing or
             fails; or the options do not fit.
     """
-    try:
-        import mmdet  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"MMDetection cannot be imported ({error}): pip install -e '.[standalone]'"
-        ) from error
+    with importing():
+        import mmdet
     if isinstance(config, (Config, dict)):
         cfg = deepcopy(config) if isinstance(config, Config) else Config(deepcopy(config))
     elif not isinstance(config, (str, os.PathLike)):
@@ -66,8 +63,11 @@ def load_config(
         except ImportError as error:
             raise UserError(
                 f'{cfg.filename or "the config"} trains a classifier, and mmpretrain cannot be imported '
-                f"({error}): pip install -e '.[standalone,pretrain]'"
+                f'({error}): {hint("pretrain")}'
             ) from error
+    else:
+        with importing():
+            import mmdet.models  # noqa: F401  first now, where torchvision and mmcv's operators are needed
     return cfg
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mmhcg.installation import DOCTOR
+
 
 class UserError(Exception):
     """Something the user gave cannot work; the message names what, where and what to do instead.
@@ -20,3 +25,17 @@ class DivergedError(UserError):
     """
 
     exit_code = 3
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around an import of MMDetection: whatever it raises becomes a UserError that names the doctor.
+
+    Versions that do not fit are AssertionErrors of MMDetection, RuntimeErrors of torchvision's operators, and
+    AttributeErrors or ValueErrors of NumPy.
+    """
+    try:
+        yield
+    except Exception as error:
+        message = f'MMDetection cannot be imported ({type(error).__name__}: {error}): {DOCTOR}'
+        raise UserError(message) from error

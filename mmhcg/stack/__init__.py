@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -39,6 +40,8 @@ def prepare() -> None:
 
     A second call changes nothing. Imports neither mmcv nor torchvision, and nothing has to be installed.
     """
+    # MMEngine's, on every start, for a release that is the last. Behind all filters that the user has set.
+    warnings.filterwarnings('ignore', 'pkg_resources is deprecated as an API', append=True)
     if ExtensionFinder not in sys.meta_path:
         sys.meta_path.append(ExtensionFinder)
     if importlib.util.find_spec('mmengine') is not None:
