@@ -52,8 +52,8 @@ def _published() -> list[str]:
 
 def readme_table() -> str:
     """README's: what was measured; the paper's APs stand in the headline."""
-    titles = ('source', 'what', 'data', 'parameters', 'multiply_adds', 'box_ap', 'mask_ap', 'machine')
-    head = [title.replace('_ap', ' AP').replace('multiply_', 'multiply-') for title in titles]
+    titles = ('what', 'data', 'box_ap', 'mask_ap', 'machine')
+    head = [title.replace('_ap', ' AP') for title in titles]
     rows = [row for row in records.results() if row['source'] == 'measured here']
     return table(head, [[row.get(title) or '' for title in titles] for row in rows])
 

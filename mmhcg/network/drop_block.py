@@ -35,7 +35,7 @@ class DropBlock(nn.Module):
         seeds.bernoulli_(self.probability / size**2 * positions)  # the paper's gamma
         dropped = F.max_pool2d(F.pad(seeds, [size - 1] * 4), size, stride=1)
         kept = 1 - dropped
-        return feat * kept * (kept.numel() / kept.sum(dtype=torch.float32).clamp(min=1)).to(feat.dtype)
+        return feat * kept * (kept.numel() / kept.sum(dtype=torch.float32).clamp(min=1))
 
     def extra_repr(self) -> str:
         return f'block_size={self.block_size}, probability={self.probability}'
