@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -16,7 +14,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmhcg.analysis.tables import align, distinct, machine, spread_over
+from mmhcg.analysis.tables import align, distinct, machine, read_table, software, spread_over
 from mmhcg.runs import UserError, test
 from mmhcg.runs.config import load_config
 from mmhcg.runs.data_checks import check_data
@@ -102,7 +100,7 @@ def measure(
             round(score / SCORES[name][1], 4),
             int(found['images']),
             machine(torch.device(get_device())),
-            f'PyTorch {torch.__version__} Python {platform.python_version()}',
+            software(),
             date.today().isoformat(),
         )
 
@@ -203,9 +201,8 @@ def _score(found: Mapping[str, Any], name: str) -> float | None:
 
 def read_rows(path: Path) -> list[Row]:
     """Rows of a CSV file that `mmhcg.analysis.tables.write_rows` wrote."""
-    with path.open(newline='', encoding='utf-8') as file:
-        rows = list(csv.DictReader(file))
     numbers = dict(eps=float, value=float, images=int)
+    rows = read_table(path)
     return [Row(**{key: numbers.get(key, str)(value) for key, value in row.items()}) for row in rows]
 
 

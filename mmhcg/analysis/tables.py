@@ -35,6 +35,12 @@ def write_rows(rows: Sequence[Any], path: Path, columns: Sequence[str] = (), add
     file.replace(path)
 
 
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file by the titles of its columns."""
+    with path.open(newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
 def align(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells as lines of even columns, the first one flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -52,6 +58,11 @@ def spread_over(total: int, limit: int) -> list[int]:
     """At most `limit` of the numbers below `total`, evenly spread."""
     count = min(limit, total)
     return [number * total // count for number in range(count)]
+
+
+def software() -> str:
+    """The versions that measurements depend on."""
+    return f'PyTorch {torch.__version__} Python {platform.python_version()}'
 
 
 def machine(device: torch.device) -> str:
