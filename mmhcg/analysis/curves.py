@@ -22,6 +22,7 @@ SCORES = {  # what the keys end in, after e.g. `coco/`: name here, and what make
     'top1': ('top-1 accuracy', 1),
 }
 NAMES = [name for name, _ in SCORES.values()]
+POINT = ('run', 'what', 'iteration', 'value')  # of a curve, as a row
 
 
 @dataclass
@@ -150,7 +151,7 @@ def plot(runs: Sequence[Run], path: Path) -> None:
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
     points = [
-        dict(run=run.name, what=what, iteration=step, value=value)
+        dict(zip(POINT, (run.name, what, step, value)))
         for run in runs
         for what in panels
         for step, value in zip(*run.curve(what))
