@@ -104,6 +104,20 @@ def test_the_table_has_best_and_last_time_and_memory(tmp_path, capsys):
         (lambda path: path.mkdir(), 'scalars.json and holds none'),
         (lambda path: write_log(path, '20250101_000000', torn='{"lr'), 'holds 1 empty'),
         (lambda path: write_log(path, '20250101_000000', torn='{"lr\n{}\n'), 'line 1 is damaged'),
+        (lambda path: write_log(path, '20250101_000000', 3, step(10, 5.0)), 'line 1 is damaged: no dict'),
+        (
+            lambda path: write_log(path, '2025', dict(loss=5.0), step(10, 5.0)),
+            'damaged: no dict with a `step`',
+        ),
+        (
+            lambda path: write_log(path, '2025', scores(None, 0.1, 1), step(1, 5.0)),
+            '`coco/bbox_mAP` is None and',
+        ),
+        (
+            lambda path: write_log(path, '2025', step(10, 5.0, 'slow'), {}),
+            "line 1 is damaged: `time` is 'slow'",
+        ),
+        (lambda path: write_log(path, '2025', torn='{"loss": 3}\n'), 'holds 1 empty'),
     ],
 )
 def test_folders_without_logs_are_refused(make, message, tmp_path):
