@@ -41,7 +41,6 @@ def check(part: str, device: str) -> bool:
 
 def measure(device: str, shape: list[int], repeats: int, out: Path) -> list[str]:
     """Adds rows to `out`; returns what did not run."""
-    sys.path[:0] = [str(REPO), str(REPO / 'tools')]
     import benchmark
 
     failed = []
@@ -76,6 +75,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error(f'PyTorch {torch.__version__} sees no GPU; --device cpu tries the script without one')
+    sys.path[:0] = [str(REPO), str(REPO / 'tools')]
+    if 'speed' in args.parts:
+        import benchmark
+
+        benchmark.parse(['--csv', str(args.out)])  # ends here, not after the tests, if rows do not fit there
     failed = [part for part in args.parts if part in PARTS and not check(part, args.device)]
     if 'speed' in args.parts:
         failed += measure(args.device, args.shape, args.repeats, args.out)

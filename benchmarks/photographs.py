@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 
-from mmhcg.analysis.tables import machine, write_rows
+from mmhcg.analysis.tables import machine, software, write_rows
+from mmhcg.runs.errors import UserError
 from mmhcg.runs.launch import train
+from mmhcg.runs.places import check_table
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 DETECTORS = ('mask_rcnn_hcgnet_b_fpn_1x_coco', 'mask_rcnn_r50_fpn_1x_coco')
@@ -86,7 +88,7 @@ def measure(detector: str, iterations: int, args: argparse.Namespace, work_dir: 
         box_ap,
         mask_ap,
         machine(torch.device('cuda' if has_gpu else 'cpu')),
-        f'PyTorch {torch.__version__}',
+        software(),
         date.today().isoformat(),
     )
 
@@ -99,6 +101,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--batch', type=int, default=4, help='images of a step (default: 4)')
     parser.add_argument('--scale', type=int, nargs=2, default=[1333, 800], metavar=('W', 'H'))
     args = parser.parse_args(argv)
+    try:
+        check_table('--out', args.out, Row.__annotations__)
+    except UserError as error:
+        parser.error(str(error))
     for iterations in args.iterations:
         for detector in DETECTORS:
             with tempfile.TemporaryDirectory() as folder:

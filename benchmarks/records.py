@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import sys
 from collections import defaultdict
@@ -13,6 +12,7 @@ import mmdet
 import yaml
 
 from mmhcg.analysis.complexity import count_complexity
+from mmhcg.analysis.tables import read_table
 from mmhcg.runs.config import build_detector, load_config
 from mmhcg.runs.pretrained import without_pretrained
 from mmhcg.swap import swap_backbone
@@ -31,12 +31,6 @@ SWAPPED = (  # docs/swap.md's examples
     'yolox/yolox_s_8xb8-300e_coco',
 )
 SHAPE = {'mask_rcnn_hcgnet_demo_shapes': (96, 96)}  # of the image that is counted; 800x1280 for COCO
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file by the titles of its columns."""
-    with path.open(newline='', encoding='utf-8') as file:
-        return list(csv.DictReader(file))
 
 
 def names() -> list[str]:
@@ -67,7 +61,7 @@ def count_swapped(name: str) -> dict[str, Any]:
 
 def sizes() -> list[dict[str, str]]:
     """Rows of complexity.csv; exits where they are not those of the configs."""
-    rows = read(COMPLEXITY)
+    rows = read_table(COMPLEXITY)
     if differing := {row['config'] for row in rows} ^ set(names()):
         sys.exit(
             f'{COMPLEXITY.name} and the configs differ in {", ".join(sorted(differing))}: '
@@ -83,7 +77,7 @@ def results() -> list[dict[str, str]]:
     """
     rows = []
     for path in sorted(RESULTS.glob('*.csv')):
-        for line, row in enumerate(read(path), 2):
+        for line, row in enumerate(read_table(path), 2):
             if 'box_ap' not in row:  # a file of other numbers
                 continue
             wanted = ['source', 'config', 'data', 'box_ap']

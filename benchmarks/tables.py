@@ -10,7 +10,9 @@ from typing import Any
 
 import records
 from mmengine.config import Config
-from records import CONFIGS, LARGE, MMDET_CONFIGS, ROOT, SHAPE, mmdet_ap, mmdet_base, read, scores, sizes
+from records import CONFIGS, LARGE, MMDET_CONFIGS, ROOT, SHAPE, mmdet_ap, mmdet_base, scores, sizes
+
+from mmhcg.analysis.tables import read_table
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -33,7 +35,9 @@ def headline_table() -> str:
         rows.append(
             [title, *(f'{int(row[field]) / scale:.1f} {unit}' for row in (ours, theirs)), 'counted here']
         )
-    measured_rows = [row for row in read(records.RESULTS / 'backbones.csv') if row['model'] == 'Mask R-CNN']
+    measured_rows = [
+        row for row in read_table(records.RESULTS / 'backbones.csv') if row['model'] == 'Mask R-CNN'
+    ]
     timed = {(row['phase'], row['candidate']): row for row in measured_rows}
     for phase, title in (('train', 'training step, time'), ('infer', 'prediction, time')):
         b, r50 = timed[phase, 'b'], timed[phase, 'r50']
@@ -109,7 +113,7 @@ def recipe_table() -> str:
         )
     ]
     rows = []
-    for row in read(ROOT / 'benchmarks' / 'paper_recipe.csv'):
+    for row in read_table(ROOT / 'benchmarks' / 'paper_recipe.csv'):
         values = [shown(value(config, row['path'])) for config in configs]
         rows.append([row['setting'], row['authors'], *values, f'`{row["path"]}`', row['difference']])
     return table(('setting', 'authors (v1.0rc0)', 'ours', "MMDetection 3's", 'in the config', 'remark'), rows)
@@ -145,7 +149,7 @@ def performance_table(model: str = 'backbone') -> str:
     titles |= {'to_plain': 'best to plain', 'to_r50': 'best to R-50', 'median_to_r50': 'median to R-50'}
     titles['shape'] = 'images'
     titles |= {'machine': 'machine', 'software': 'software', 'date': 'date'}
-    rows = [row for row in read(records.RESULTS / 'backbones.csv') if row['model'] == model]
+    rows = [row for row in read_table(records.RESULTS / 'backbones.csv') if row['model'] == model]
     if not rows:
         options = '' if model == 'backbone' else '--detector '
         command = f'python tools/benchmark.py {options}--csv benchmarks/results/backbones.csv'
@@ -171,7 +175,7 @@ def swaps_table() -> str:
     """docs/swap.md's examples, before and after."""
     head = ('', 'parameters before', 'now', 'multiply-adds before', 'now')
     rows = []
-    for row in read(records.SWAPS):
+    for row in read_table(records.SWAPS):
         sizes = [
             f'{int(row[f"{field}_{when}"]) / scale:.2f} {unit}'
             for field, scale, unit in (('parameters', 1e6, 'M'), ('exact', 1e9, 'G'))
@@ -183,7 +187,7 @@ def swaps_table() -> str:
 
 def zoo_table() -> str:
     """How far the swap reaches, as `tools/swap_zoo.py` found it."""
-    rows = read(records.RESULTS / 'zoo.csv')
+    rows = read_table(records.RESULTS / 'zoo.csv')
     statuses = Counter(row['status'] for row in rows)
     families = defaultdict(list)
     for row in rows:
@@ -214,7 +218,7 @@ def pretrain_table() -> str:
     """The paper's errors of the classifiers."""
     head = ('config', 'data', 'epochs', 'top-1 error', 'top-5 error')
     fields = ('data', 'epochs', 'top1_error', 'top5_error')
-    rows = read(records.RESULTS / 'paper_classification.csv')
+    rows = read_table(records.RESULTS / 'paper_classification.csv')
     return table(
         head, [[f'[`{row["config"]}`]({row["config"]}.py)', *(row[f] for f in fields)] for row in rows]
     )
@@ -222,7 +226,7 @@ def pretrain_table() -> str:
 
 def cifar_sentence() -> str:
     """The error on CIFAR-10 after the first and the last epoch that were trained."""
-    first, *_, last = read(records.RESULTS / 'cifar10.csv')
+    first, *_, last = read_table(records.RESULTS / 'cifar10.csv')
     return (
         f'Measured here, on {last["machine"]} with {last["software"]}: top-1 error {first["top1_error"]} % '
         f'after epoch {first["epoch"]}, '

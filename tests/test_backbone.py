@@ -13,6 +13,7 @@ from compare import in_our_names, relative_error
 from mmengine.model import PretrainedInit
 from mmengine.registry import MODELS, DefaultScope
 from oracle import Oracle, random_state
+from tiny_run import REPO
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -63,7 +64,7 @@ def test_both_registries_hold_the_class_that_the_package_exports():
 
 
 @pytest.mark.slow
-def test_network_imports_nothing_of_openmmlab():
+def test_network_and_its_benchmark_import_nothing_of_openmmlab():
     code = (
         'import importlib.util, sys\n'
         'class Wall:\n'
@@ -73,6 +74,8 @@ def test_network_imports_nothing_of_openmmlab():
         'sys.meta_path.insert(0, Wall())\n'
         'importlib.util.find_spec = lambda name: None\n'
         'import mmhcg.network\n'
+        f'sys.path.append({str(REPO / "tools")!r})\n'
+        'import benchmark\n'
         "assert not [m for m in sys.modules if m.startswith(('mmengine', 'mmcv', 'mmdet'))]\n"
         'try:\n'
         '    from mmhcg import HCGNet\n'

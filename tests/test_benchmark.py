@@ -1,8 +1,10 @@
 """Counts of operators and bytes by hand, and the benchmark from end to end on small images."""
 
 import csv
+import os
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +18,7 @@ from mmhcg.analysis.operators import OperatorCounter, saved_bytes
 from mmhcg.analysis.tables import machine, write_rows
 from mmhcg.network import Trunk, deploy
 from mmhcg.network.smg import SMG
+from mmhcg.runs import UserError
 
 
 def test_operators_and_bytes_by_hand():
@@ -125,6 +128,41 @@ def test_rows_replace_a_file_or_are_added_to_it(tmp_path):
     assert path.read_text() == 'one,two\n5,f\n'
     write_rows([], path, ['one', 'two'])
     assert path.read_text() == 'one,two\n'
+
+
+@pytest.mark.parametrize('old', ['', 'one,two', 'one,two\n', 'one,two\r\n0,z\r\n', '\ufeffone,two\n0,z'])
+def test_rows_are_added_below_the_header_in_lines_of_their_own(old, tmp_path):
+    path = tmp_path / 'rows.csv'
+    path.write_bytes(old.encode())
+    write_rows([Pair(1, 'a')], path, add=True)
+    with path.open(encoding='utf-8-sig', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [*([dict(one='0', two='z')] if 'z' in old else []), dict(one='1', two='a')]
+    assert path.read_bytes().startswith(old.encode())
+
+
+@pytest.mark.parametrize('old', ['one\n1\n', 'two,one\n', 'one;two\n', '\n', 'one,two,three\n'])
+def test_rows_are_not_added_to_other_columns(old, tmp_path):
+    path = tmp_path / 'rows.csv'
+    path.write_text(old)
+    with pytest.raises(UserError, match=r'rows\.csv is there and has other columns than one,two: '):
+        write_rows([Pair(1, 'a')], path, add=True)
+    assert path.read_text() == old
+
+
+@pytest.mark.parametrize('add', [False, True])
+def test_links_stay_links_and_pipes_pipes(add, tmp_path):
+    link, path, pipe = tmp_path / 'link.csv', tmp_path / 'rows.csv', tmp_path / 'pipe'
+    link.symlink_to(path)
+    for _ in range(2):
+        write_rows([Pair(1, 'a')], link, add=add)
+    assert link.is_symlink() and path.read_text() == 'one,two\n1,a\n' + '1,a\n' * add
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_rows([Pair(1, 'a')], pipe, add=add)
+    assert os.read(end, 99) == b'one,two\n1,a\n'
+    os.close(end)
+    assert sorted(tmp_path.iterdir()) == [link, pipe, path]
 
 
 def test_deployed_networks_are_converted_all_of_them_and_without_autocast(monkeypatch):
@@ -302,6 +340,19 @@ def test_gpu_script_runs_without_a_gpu_and_says_what_it_leaves_out(tmp_path, cap
         assert 'sees no GPU' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ('script', 'argv'), [('gpu', ['--device', 'cpu']), ('photographs', ['--data-root', 'none'])]
+)
+def test_scripts_refuse_files_of_other_columns_before_they_measure(
+    script, argv, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    (tmp_path / 'rows.csv').write_text('a,b\n')
+    with pytest.raises(SystemExit):
+        import_module(script).main([*argv, '--out', str(tmp_path / 'rows.csv')])
+    assert 'rows.csv is there and has other columns than ' in capsys.readouterr().err
+
+
 def test_a_mode_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch):
     gpu, tried = load_script(REPO / 'benchmarks' / 'gpu.py'), []
 
@@ -310,7 +361,7 @@ def test_a_mode_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch):
         raise RuntimeError('out of memory')
 
     monkeypatch.setattr(sys, 'path', [*sys.path])
-    monkeypatch.setitem(sys.modules, 'benchmark', SimpleNamespace(main=main, COMPILED={}))
+    monkeypatch.setitem(sys.modules, 'benchmark', SimpleNamespace(main=main, parse=list, COMPILED={}))
     with pytest.raises(SystemExit, match='failed: fp32 infer eager, fp32 infer deploy, fp32 train eager'):
         gpu.main(['--device', 'cpu', '--out', str(tmp_path / 'rows.csv')])
     assert tried == ['infer', 'infer', 'train']

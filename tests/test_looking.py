@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from weakref import ref
 
 import cv2
 import numpy as np
@@ -13,11 +14,13 @@ from tiny_run import CLASSES, CONFIGS, load_tool, write_config, write_data
 from torch.nn import functional as F
 
 from mmhcg.analysis import gate_pictures
+from mmhcg.analysis import visualize as drawing
 from mmhcg.analysis.gate_pictures import Photo, save_attention, save_features, save_forget_gates
 from mmhcg.analysis.looking import Look, ModuleView, enlarge, looking, principal_colours, spread
 from mmhcg.network import Trunk
 from mmhcg.network.gates import ForgetGate, UpdateGate
 from mmhcg.network.smg import SMG
+from mmhcg.runs import UserError
 from mmhcg.runs.config import build_detector
 
 ARCH = dict(blocks=(1, 2, 1), growth_rates=(8, 8, 12))
@@ -226,6 +229,24 @@ def test_every_picture_has_its_numbers(tiny, tmp_path, capsys):
         visualize(*argv)
     assert stop.value.code == 2
     assert 'is there already' in capsys.readouterr().err
+
+
+def test_photographs_are_looked_at_first_and_not_kept(tiny, tmp_path, monkeypatch):
+    kept, read = [], drawing._read
+
+    def noted(image):
+        pixels = read(image)
+        kept.append(ref(pixels))
+        return pixels
+
+    def stop(*_):
+        raise UserError(f'{sum(pixels() is not None for pixels in kept)} of {len(kept)} kept')
+
+    monkeypatch.setattr(drawing, '_read', noted)
+    monkeypatch.setattr(drawing, 'load_detector', stop)
+    names = ('wide.png', next((tiny / 'shapes' / 'val2017').iterdir()))
+    with pytest.raises(UserError, match='0 of 2 kept'):
+        drawing.visualize('any.py', 'any.pth', [tiny / name for name in names], tmp_path / 'out')
 
 
 @pytest.mark.parametrize(

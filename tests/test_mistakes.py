@@ -110,9 +110,31 @@ def test_places_of_tables_are_looked_at_first(tool, argv, tmp_path, monkeypatch,
 
 
 def test_benchmarks_look_first_too(tmp_path, capsys):
-    assert 'cannot be written' in refusal('benchmark', ['--csv', tmp_path], capsys)
+    assert 'is a folder' in refusal('benchmark', ['--csv', tmp_path], capsys)
     (tmp_path / 'file').touch()
-    assert 'cannot be written' in refusal('benchmark', ['--plot', tmp_path / 'file/new/x.png'], capsys)
+    assert 'file is not a folder' in refusal('benchmark', ['--plot', tmp_path / 'file/new/x.png'], capsys)
+
+
+@pytest.mark.parametrize(
+    ('tool', 'argv'),
+    [
+        ('robustness', ['a.py', 'a.pth', '--eps', '0']),
+        ('compare_runs', ['.']),
+        ('benchmark', ['--shape', '1', '8', '8']),
+    ],
+)
+def test_pictures_and_tables_that_cannot_be_written_are_told_first(tool, argv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for plot in ('out.csv', 'out.foo', 'out'):
+        told = refusal(tool, [*argv, '--plot', plot], capsys)
+        assert told == f'--plot {plot} must end in .png, .pdf, .svg'
+    assert 'has the name of a picture' in refusal(tool, [*argv, '--csv', 'out.png'], capsys)
+    assert list(tmp_path.iterdir()) == []
+    Path('mine.csv').write_text('a,b\n1,2\n')
+    options = [['--csv', 'mine.csv'], *([['--plot', 'mine.png']] if tool != 'benchmark' else [])]
+    for option in options:
+        assert 'mine.csv is there and has other columns than ' in refusal(tool, [*argv, *option], capsys)
+    assert Path('mine.csv').read_text() == 'a,b\n1,2\n'
 
 
 def test_a_swap_is_not_without_weights_by_accident(capsys):

@@ -100,7 +100,7 @@ def test_files_of_other_numbers_are_passed_by(tmp_path, monkeypatch):
 
 
 def test_a_table_without_rows_is_refused(monkeypatch):
-    monkeypatch.setattr(tables, 'read', lambda path: [dict(model='backbone')])
+    monkeypatch.setattr(tables, 'read_table', lambda path: [dict(model='backbone')])
     with pytest.raises(
         SystemExit, match=r'no row of a Mask R-CNN: python tools/benchmark.py --detector --csv'
     ):
@@ -128,7 +128,7 @@ def networks():
 @pytest.mark.slow
 @pytest.mark.parametrize('names', networks(), ids=lambda names: names[0])
 def test_sizes_are_those_of_the_configs(names):
-    rows = {row['config']: row for row in records.read(records.COMPLEXITY)}
+    rows = {row['config']: row for row in records.read_table(records.COMPLEXITY)}
     assert rows.keys() == set(records.names())
     counted = {key: str(value) for key, value in records.count(names[0]).items()}
     for name in names:
@@ -141,7 +141,7 @@ def test_page_names_both_baselines_and_what_was_measured():
     rows = [line for line in table.splitlines() if line.startswith('| [')]
     unmeasured = {re.search(r'`(\w+)`', row)[1] for row in rows if '| not measured |' in row}
     assert len(rows) == len(records.names())
-    files = [records.read(path) for path in records.RESULTS.glob('*.csv')]
+    files = [records.read_table(path) for path in records.RESULTS.glob('*.csv')]
     measured = {row['config'] for file in files for row in file if row.get('source') == 'measured here'}
     assert unmeasured == set(records.names()) - measured
     assert 'mask_rcnn_hcgnet_demo_shapes' in measured

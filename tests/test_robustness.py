@@ -328,6 +328,34 @@ def test_tool_scores_a_detector_on_the_images_of_the_limit(detector):
 
 
 @pytest.mark.slow
+def test_types_may_be_classes_as_in_pure_python_configs(classifier, detector):
+    from mmdet.datasets import CocoDataset
+    from mmdet.datasets.transforms import LoadAnnotations
+    from mmdet.evaluation import CocoMetric
+    from mmpretrain.evaluation import Accuracy
+    from mmpretrain.models import ImageClassifier
+
+    cfg = Config.fromfile(classifier / 'cls.py')
+    cfg.model.type, cfg.test_evaluator.type = ImageClassifier, Accuracy
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    assert prepare(cfg).test_dataloader.dataset.pipeline == pipeline  # labels are there anyway
+    cfg = Config.fromfile(detector / 'believer.py')
+    cfg.test_evaluator.type = CocoMetric
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        loader.dataset.type = CocoDataset
+        for step in loader.dataset.pipeline:
+            if step.type == 'LoadAnnotations':
+                step.type = LoadAnnotations
+    steps = prepare(cfg, detector / 'shapes').test_dataloader.dataset.pipeline
+    assert [step.type for step in steps] == [
+        'LoadImageFromFile',
+        LoadAnnotations,
+        'Resize',
+        'PackDetInputs',
+    ]
+
+
+@pytest.mark.slow
 def test_without_foolbox_it_is_named(classifier, monkeypatch):
     monkeypatch.setitem(sys.modules, 'foolbox', None)
     monkeypatch.delitem(sys.modules, 'mmhcg.analysis.attacks')

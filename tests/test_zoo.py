@@ -57,7 +57,7 @@ def test_a_family_is_tried_until_one_of_its_configs_runs(tmp_path, monkeypatch):
         'b/only.py': ('ok', 'ok'),
         'c/unbuilt.py': ('', ''),
     }
-    assert [row.config for row in zoo._read(tmp_path / 'zoo.csv')] == sorted(sizes)
+    assert [row['config'] for row in zoo.read_table(tmp_path / 'zoo.csv')] == sorted(sizes)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_rows_of_other_software_are_not_kept(tmp_path, monkeypatch):
 def test_a_file_of_other_columns_and_no_jobs_are_refused(tmp_path, capsys):
     (tmp_path / 'other.csv').write_text('a,b\n1,2\n')
     for argv, message in (
-        (['--csv', str(tmp_path / 'other.csv')], 'is no file of this tool'),
+        (['--csv', str(tmp_path / 'other.csv')], 'is there and has other columns than config,status,'),
         (['--csv', str(tmp_path / 'new.csv'), '--jobs', '0'], '--jobs must be 1 or more'),
     ):
         with pytest.raises(SystemExit):

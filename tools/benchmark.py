@@ -17,6 +17,7 @@ from mmhcg.analysis.benchmark import (
     GRAPHED,
     MODES,
     ResNetTrunk,
+    Result,
     as_in_coco,
     compare,
 )
@@ -24,6 +25,8 @@ from mmhcg.analysis.benchmark_pages import format_table, plot
 from mmhcg.analysis.tables import write_rows
 from mmhcg.network import Trunk, deploy
 from mmhcg.network.fast import kernels
+from mmhcg.runs import UserError
+from mmhcg.runs.places import check_picture, check_table
 
 TESTS = Path(__file__).resolve().parents[1] / 'tests'  # where the plain formulation is; wheels have none
 
@@ -120,15 +123,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f'--device cuda: PyTorch {torch.__version__} sees no GPU')
     if min(*args.shape, args.repeats) < 1:
         parser.error('--shape and --repeats must be positive')
-    for path in filter(None, (args.csv, args.plot)):
-        above = next(folder for folder in path.absolute().parents if folder.exists())
-        if path.is_dir() or not above.is_dir():
-            parser.error(f'{path} cannot be written: {path if path.is_dir() else above} is in the way')
+    try:
+        check_table('--csv', args.csv, Result.__annotations__)
+        check_picture('--plot', args.plot)
+    except UserError as error:
+        parser.error(str(error))
     return args
 
 
 def progress(text: str) -> None:
-    """In one line of a terminal. Not that of `mmhcg.runs`, which needs MMEngine."""
+    """In one line of a terminal. Not that of `mmhcg.runs.cli`, which needs MMEngine."""
     if sys.stderr.isatty():
         print(f'\r{text:60}', end='', file=sys.stderr, flush=True)
 

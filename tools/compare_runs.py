@@ -6,19 +6,19 @@ import argparse
 from pathlib import Path
 
 from mmhcg.runs import UserError, cli
-from mmhcg.runs.places import check_file
+from mmhcg.runs.places import check_picture, check_table
 
 
 def compare_runs(work_dirs: list[Path], plot: Path | None, csv: Path | None) -> None:
     """Print the table; write it, and the curves, where they are wanted."""
     from mmhcg.analysis import curves
 
-    if plot and plot.suffix != '.png':
-        raise UserError(f'--plot must end in .png, not {plot}')
-    if plot and csv and plot.with_suffix('.csv').resolve() == csv.resolve():
+    check_picture('--plot', plot)
+    points = plot.with_suffix('.csv') if plot else None
+    if points and csv and points.resolve() == csv.resolve():
         raise UserError(f"--plot {plot} writes the curves' points to {csv}: give --csv another name")
-    check_file('--plot', plot)
-    check_file('--csv', csv)
+    check_table('the points of --plot:', points, curves.POINT)
+    check_table('--csv', csv, curves.Run('').row())
     runs = curves.read_runs(work_dirs)
     print(curves.format_table(runs))
     if csv:

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import DictAction
 
 from mmhcg.runs import UserError, cli
-from mmhcg.runs.places import check_file, refuse_empty
+from mmhcg.runs.places import check_picture, check_table, refuse_empty
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / 'benchmarks/results/paper_robustness.csv'  # wheels have none
@@ -38,9 +38,9 @@ def run(
     from mmhcg.analysis.torchvision_net import num_classes, put_in, save_renamed
     from mmhcg.runs.preflight import check_checkpoint
 
+    check_picture('--plot', plot)
     csv = csv or (plot.with_suffix('.csv') if plot else None)
-    check_file('--plot', plot)
-    check_file('--csv', csv)
+    check_table('--csv', csv, robustness.Row.__annotations__)
     networks = [(config, checkpoint), *against]
     names = robustness.names_of(networks)
     for _, file in networks:

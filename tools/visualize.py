@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         type=float,
         default=0.3,
         metavar='SCORE',
-        help='least score of detections to draw (default: 0.3)',
+        help='draw detections above this score (default: 0.3)',
     )
     cli.run(show, parser, argv)
 

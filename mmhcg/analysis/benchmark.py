@@ -6,7 +6,6 @@ is what a candidate can do, the median what it did.
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmhcg.analysis.operators import OperatorCounter, saved_bytes
-from mmhcg.analysis.tables import machine
+from mmhcg.analysis.tables import machine, software
 
 COMPILED = {'compile': 'default', 'reduce-overhead': 'reduce-overhead', 'max-autotune': 'max-autotune'}
 GRAPHED = ('graph', 'deploy-graph')
@@ -144,7 +143,7 @@ def compare(
         dtype=dtype,
         shape=' x '.join(map(str, image.shape)),
         machine=machine(image.device),
-        software=f'PyTorch {torch.__version__} Python {platform.python_version()}',
+        software=software(),
         date=date.today().isoformat(),
     )
     speeds = _speeds(times, len(image))

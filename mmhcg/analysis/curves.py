@@ -22,6 +22,8 @@ SCORES = {  # what the keys end in, after e.g. `coco/`: name here, and what make
     'top1': ('top-1 accuracy', 1),
 }
 NAMES = [name for name, _ in SCORES.values()]
+NUMBERS = {'step', 'loss', 'time', 'memory', *SCORES}  # what the keys end in that are read here
+POINT = ('run', 'what', 'iteration', 'value')  # of a curve, as a row
 
 
 @dataclass
@@ -98,7 +100,13 @@ def _lines(log: Path) -> Iterator[dict[str, Any]]:
     lines = log.read_text(encoding='utf-8', errors='replace').splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
+            found = json.loads(line)
+            if not isinstance(found, dict) or 'step' not in found:
+                raise ValueError('no dict with a `step`')
+            for key, value in found.items():
+                if key.rpartition('/')[2] in NUMBERS and not isinstance(value, (int, float)):
+                    raise ValueError(f'`{key}` is {value!r} and no number')
+            yield found
         except ValueError as error:
             if number < len(lines):  # the last one is torn where a run was killed
                 raise UserError(f'{log}: line {number} is damaged: {error}') from error
@@ -150,7 +158,7 @@ def plot(runs: Sequence[Run], path: Path) -> None:
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
     points = [
-        dict(run=run.name, what=what, iteration=step, value=value)
+        dict(zip(POINT, (run.name, what, step, value)))
         for run in runs
         for what in panels
         for step, value in zip(*run.curve(what))

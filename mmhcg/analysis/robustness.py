@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -16,14 +14,14 @@ from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmhcg.analysis.tables import align, distinct, machine, spread_over
-from mmhcg.runs import UserError, test
-from mmhcg.runs.config import load_config
+from mmhcg.analysis.tables import align, distinct, machine, read_table, software, spread_over
+from mmhcg.runs import UserError
+from mmhcg.runs.config import class_name, is_classifier, load_config
 from mmhcg.runs.data_checks import check_data
 from mmhcg.runs.datasets import leaf_datasets, metrics, move_data
+from mmhcg.runs.launch import test
 
 SCORES = {'top1': ('top1', 100), 'bbox_mAP': ('box AP', 1)}  # evaluators' numbers: name here, best value
-CLASSIFIERS = ('ImageClassifier', 'mmpretrain.ImageClassifier')
 
 
 @dataclass(frozen=True)
@@ -95,14 +93,14 @@ def measure(
             'measured here',
             network or config,
             config,
-            f'{dataset.type} {dataset.get("ann_file") or dataset.get("data_prefix") or ""}'.strip(),
+            f'{class_name(dataset)} {dataset.get("ann_file") or dataset.get("data_prefix") or ""}'.strip(),
             attack,
             strength,
             SCORES[name][0],
             round(score / SCORES[name][1], 4),
             int(found['images']),
             machine(torch.device(get_device())),
-            f'PyTorch {torch.__version__} Python {platform.python_version()}',
+            software(),
             date.today().isoformat(),
         )
 
@@ -127,14 +125,13 @@ def prepare(
     """
     cfg = load_config(config, cfg_options)
     _import('mmhcg.analysis.attacks', 'foolbox', 'attack')  # registers AttackHook
-    is_classifier = cfg.get('model', {}).get('type') in CLASSIFIERS
-    if is_classifier:
+    if is_classifier(cfg):
         _import('mmpretrain.models', 'mmpretrain', 'standalone,pretrain')
-    _check_metric(cfg, is_classifier)
+    _check_metric(cfg)
     if data_root is not None:
         move_data(cfg, str(data_root), cfg_options)
     check_data(cfg, ('test',))
-    if not is_classifier:
+    if not is_classifier(cfg):
         for dataset in leaf_datasets(cfg, 'test'):
             dataset.pipeline = _with_ground_truth(cfg, dataset.pipeline)
     if limit is not None:
@@ -150,16 +147,16 @@ def _import(module: str, library: str, extra: str) -> None:
         raise UserError(f"{library} cannot be imported ({error}): pip install -e '.[{extra}]'") from error
 
 
-def _check_metric(cfg: Config, is_classifier: bool) -> None:
+def _check_metric(cfg: Config) -> None:
     """Raises UserError where the test gives neither of the two scores."""
     for metric in metrics(cfg, 'test'):
-        name = str(metric.get('type')).split('.')[-1]
+        name = class_name(metric)
         boxes = name in ('CocoMetric', 'CocoTwelve') and 'bbox' in _as_list(metric.get('metric', 'bbox'))
-        if is_classifier and name == 'Accuracy' and 1 in _as_list(metric.get('topk', 1)):
+        if is_classifier(cfg) and name == 'Accuracy' and 1 in _as_list(metric.get('topk', 1)):
             return
-        if not is_classifier and boxes and metric.get('ann_file'):
+        if not is_classifier(cfg) and boxes and metric.get('ann_file'):
             return
-    wanted = 'Accuracy with topk=1' if is_classifier else "CocoMetric with metric='bbox' and an ann_file"
+    wanted = 'Accuracy with topk=1' if is_classifier(cfg) else "CocoMetric with metric='bbox' and an ann_file"
     raise UserError(
         f'{cfg.filename or "the config"}: test_evaluator has no {wanted}, the score to be measured'
     )
@@ -177,12 +174,12 @@ def _with_ground_truth(cfg: Config, pipeline: Sequence[ConfigDict]) -> list[Conf
     """
 
     def reads(step: ConfigDict) -> bool:
-        return str(step.get('type')).split('.')[-1] == 'LoadAnnotations'
+        return class_name(step) == 'LoadAnnotations'
 
     trained = [step for dataset in leaf_datasets(cfg, 'train') for step in dataset.get('pipeline') or []]
     reading = next(filter(reads, [*trained, *pipeline]), ConfigDict(type='LoadAnnotations', with_bbox=True))
     rest = [step for step in pipeline if not reads(step)]
-    place = next((i for i, step in enumerate(rest, 1) if 'LoadImage' in str(step.get('type'))), 0)
+    place = next((i for i, step in enumerate(rest, 1) if 'LoadImage' in class_name(step)), 0)
     return [*rest[:place], reading, *rest[place:]]
 
 
@@ -203,9 +200,8 @@ def _score(found: Mapping[str, Any], name: str) -> float | None:
 
 def read_rows(path: Path) -> list[Row]:
     """Rows of a CSV file that `mmhcg.analysis.tables.write_rows` wrote."""
-    with path.open(newline='', encoding='utf-8') as file:
-        rows = list(csv.DictReader(file))
     numbers = dict(eps=float, value=float, images=int)
+    rows = read_table(path)
     return [Row(**{key: numbers.get(key, str)(value) for key, value in row.items()}) for row in rows]
 
 

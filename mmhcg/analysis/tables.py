@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from mmhcg.runs.places import check_table
 
 
 def write_rows(rows: Sequence[Any], path: Path, columns: Sequence[str] = (), add: bool = False) -> None:
@@ -19,20 +23,38 @@ def write_rows(rows: Sequence[Any], path: Path, columns: Sequence[str] = (), add
 
     Args:
         rows: Lines of the table.
-        path: The file.
+        path: The file; what is no file, such as /dev/stdout, is written to.
         columns: Its columns, where there may be no row.
-        add: Replace nothing, but add the rows to those of the file, if there is one.
+        add: Replace nothing, but add the rows to those of the file, if there is one. UserError where it has
+            other columns, which `check_table` tells before the work.
     """
     lines = [row if isinstance(row, Mapping) else asdict(row) for row in rows]
-    adds = add and path.exists()
-    file = path if adds else path.with_name(f'.{path.name}.new')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with file.open('a' if adds else 'w', newline='', encoding='utf-8') as stream:
-        writer = csv.DictWriter(stream, columns or list(lines[0]), lineterminator='\n')
-        if not adds:
-            writer.writeheader()
-        writer.writerows(lines)
-    file.replace(path)
+    columns = columns or list(lines[0])
+    if add:
+        check_table('the file', path, columns)
+    old = path.read_bytes() if add and path.is_file() else b''
+    text = io.StringIO(newline='')
+    writer = csv.DictWriter(text, columns, lineterminator='\n')
+    if not old:
+        writer.writeheader()
+    elif not old.endswith(b'\n'):
+        text.write('\n')
+    writer.writerows(lines)
+    if old or (path.exists() and not path.is_file()):
+        with path.open('ab') as file:
+            file.write(text.getvalue().encode())
+    else:
+        path = Path(os.path.realpath(path))  # a link stays one
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f'.{path.name}.new')
+        new.write_bytes(text.getvalue().encode())
+        new.replace(path)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file by the titles of its columns."""
+    with path.open(newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
@@ -52,6 +74,11 @@ def spread_over(total: int, limit: int) -> list[int]:
     """At most `limit` of the numbers below `total`, evenly spread."""
     count = min(limit, total)
     return [number * total // count for number in range(count)]
+
+
+def software() -> str:
+    """The versions that measurements depend on."""
+    return f'PyTorch {torch.__version__} Python {platform.python_version()}'
 
 
 def machine(device: torch.device) -> str:

@@ -43,19 +43,21 @@ def visualize(
         checkpoint: The detector's weights.
         images: Files.
         out: Folder for the folders.
-        score_thr: Detections below this score are neither drawn nor listed.
+        score_thr: Only detections above this score are drawn and listed.
         progress: Is told what is going on.
 
     Raises:
         UserError, CheckpointError: What was given cannot work; nothing has been written.
     """
-    photos = {folder: _read(image) for image, folder in zip(images, _folders(images, Path(out)))}
+    folders = _folders(images, Path(out))
+    for image in images:
+        _read(image)  # and forget it: there may be more of them than fit into memory
     progress('building the detector')
     model = load_detector(config, str(checkpoint))
-    for number, (image, (folder, pixels)) in enumerate(zip(images, photos.items()), 1):
-        which = f'image {number} of {len(photos)}, {Path(image).name}: '
-        _draw(model, str(image), pixels, folder, score_thr, partial(_say, progress, which))
-    return list(photos)
+    for number, (image, folder) in enumerate(zip(images, folders), 1):
+        which = f'image {number} of {len(folders)}, {Path(image).name}: '
+        _draw(model, str(image), folder, score_thr, partial(_say, progress, which))
+    return folders
 
 
 def _say(progress: Callable[[str], None], which: str, what: str) -> None:
@@ -121,18 +123,11 @@ def _read(image: str | Path) -> np.ndarray:
         ) from error
 
 
-def _draw(
-    model: Module,
-    image: str,
-    pixels: np.ndarray,
-    folder: Path,
-    score_thr: float,
-    progress: Callable[[str], None],
-) -> None:
+def _draw(model: Module, image: str, folder: Path, score_thr: float, progress: Callable[[str], None]) -> None:
     from mmdet.apis import inference_detector
 
     progress('detecting')
-    trunk = find_trunk(model)
+    pixels, trunk = _read(image), find_trunk(model)
     assert trunk is not None  # load_detector has looked
     with looking(trunk) as look:
         sample = inference_detector(model, image)

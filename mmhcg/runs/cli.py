@@ -8,12 +8,17 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from mmengine.config import DictAction
-
+from mmhcg.installation import DOCTOR
 from mmhcg.runs.errors import UserError
-from mmhcg.runs.processes import leave_group
-from mmhcg.stack.checkpoints import CheckpointError
-from mmhcg.weights import WeightsError
+
+try:
+    from mmengine.config import DictAction
+
+    from mmhcg.runs.processes import leave_group
+    from mmhcg.stack.checkpoints import CheckpointError
+    from mmhcg.weights import WeightsError
+except ImportError as error:  # every tool that needs MMEngine comes through here
+    raise ImportError(f'{error}. {DOCTOR}') from error
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

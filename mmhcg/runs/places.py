@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from mmhcg.runs.errors import UserError
+
+PICTURES = ('.png', '.pdf', '.svg')  # that Matplotlib writes, and nothing else has to be installed for
 
 
 def refuse_empty(option: str, value: object) -> None:
@@ -26,6 +29,34 @@ def check_file(option: str, path: str | Path | None) -> None:
         check_folder(option, os.path.dirname(path))
     elif not os.access(path, os.W_OK):
         raise UserError(f'{option} {path} is not writable')
+
+
+def check_picture(option: str, path: str | Path | None) -> None:
+    """Raises UserError where no picture can be written to this file."""
+    check_file(option, path)
+    if path is not None and Path(path).suffix.lower() not in PICTURES:
+        raise UserError(f'{option} {path} must end in {", ".join(PICTURES)}')
+
+
+def check_table(option: str, path: str | Path | None, columns: Iterable[str]) -> None:
+    """Raises UserError where no CSV file can be written to this one, or it is there and no earlier one.
+
+    What has other columns is the user's: it may neither be replaced, nor get rows that do not fit.
+    """
+    check_file(option, path)
+    if path is None:
+        return
+    if Path(path).suffix.lower() in PICTURES:
+        raise UserError(f'{option} {path} has the name of a picture: end it in .csv')
+    if not os.path.isfile(path):  # but /dev/stdout, say
+        return
+    wanted = ','.join(columns)
+    with open(path, encoding='utf-8-sig', errors='replace') as file:
+        head = file.readline()
+    if head and head.rstrip('\n') != wanted:
+        raise UserError(
+            f'{option} {path} is there and has other columns than {wanted}: name another file, or move it'
+        )
 
 
 def check_folder(option: str, path: str | Path | None) -> None:

@@ -6,14 +6,13 @@ CSV file as they come; a second run goes on where the first one ended.
 
 from __future__ import annotations
 
-import csv
 import multiprocessing
 import os
 import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from time import monotonic
@@ -23,9 +22,10 @@ import mmdet
 import torch
 
 import mmhcg
-from mmhcg.analysis.tables import write_rows
+from mmhcg.analysis.tables import read_table, write_rows
 from mmhcg.runs.config import build_detector, detector_of, load_config
 from mmhcg.runs.errors import UserError
+from mmhcg.runs.places import check_table
 from mmhcg.runs.pretrained import without_pretrained
 from mmhcg.swap import SwapError, swap_backbone
 from mmhcg.swap.rehearsal import build_untrained, rehearse
@@ -112,7 +112,10 @@ def run_zoo(path: Path, jobs: int = 2, steps: bool = True) -> list[Row]:
 
     Rows in the file are kept if they were found with the software that is running now.
     """
-    rows = {row.config: row for row in _read(path) if row.software == SOFTWARE}
+    check_table('the table', path, Row.__annotations__)
+    old: list[dict[str, Any]] = read_table(path) if path.is_file() else []
+    old = [{**row, 'parameters': int(row['parameters'])} for row in old if row['software'] == SOFTWARE]
+    rows = {row['config']: Row(**row) for row in old}
     for row in _each(build_both, [name for name in all_configs() if name not in rows], jobs):
         rows[row.config] = row
         _write(rows, path)
@@ -189,16 +192,6 @@ def _short(error: Exception) -> str:
     text = re.sub(r'(?<![\w.])/[\w.-]+/[^\s\'",:;)]*', '(path)', text)
     cause = error.__cause__ if isinstance(error, UserError) and error.__cause__ else error
     return f'{type(cause).__name__}: {text}'[:300]
-
-
-def _read(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    with path.open(newline='', encoding='utf-8') as file:
-        rows: Any = csv.DictReader(file)
-        if rows.fieldnames != [field.name for field in fields(Row)]:
-            raise UserError(f'{path} is no file of this tool: its columns are {rows.fieldnames}')
-        return [Row(**{**row, 'parameters': int(row['parameters'])}) for row in rows]
 
 
 def _write(rows: Mapping[str, Row], path: Path) -> None:
