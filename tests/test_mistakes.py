@@ -82,7 +82,11 @@ def test_places_of_results_are_looked_at_first(tiny, tmp_path, monkeypatch, caps
 
 @pytest.mark.parametrize(
     ('closed', 'name', 'message'),
-    [('old.pkl', 'old.pkl', 'old.pkl is not writable'), ('.', 'new.pkl', 'the folder .* is not writable')],
+    [
+        ('old.pkl', 'old.pkl', 'old.pkl is not writable'),
+        ('.', 'new.pkl', 'the folder .* is not writable'),
+        ('.', 'old.pkl', 'the folder .* is not writable'),  # for a whole file takes its place
+    ],
 )
 def test_places_that_may_not_be_written_are_refused(tmp_path, monkeypatch, closed, name, message):
     (tmp_path / 'old.pkl').touch()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +51,6 @@ def networks(archs: list[str], against: list[str], phase: str) -> Iterator[tuple
 
 def detectors(archs: list[str], against: list[str], phase: str) -> Iterator[tuple[str, nn.Module]]:
     """Mask R-CNN with each backbone."""
-    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # MMEngine's
     from mmhcg.analysis.mask_rcnn import MaskRCNN
 
     for arch in archs:

@@ -7,8 +7,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import DictAction
-
 from mmhcg.runs import UserError, cli
 from mmhcg.runs.places import check_picture, check_table, refuse_empty
 
@@ -107,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=cli.DictAction,
         metavar='KEY=VALUE',
         help='change entries of the config',
     )

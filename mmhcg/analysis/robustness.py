@@ -15,6 +15,7 @@ from mmengine.device import get_device
 from mmengine.registry import DATASETS, init_default_scope
 
 from mmhcg.analysis.tables import align, distinct, machine, read_table, software, spread_over
+from mmhcg.installation import hint
 from mmhcg.runs import UserError
 from mmhcg.runs.config import class_name, is_classifier, load_config
 from mmhcg.runs.data_checks import check_data
@@ -126,7 +127,7 @@ def prepare(
     cfg = load_config(config, cfg_options)
     _import('mmhcg.analysis.attacks', 'foolbox', 'attack')  # registers AttackHook
     if is_classifier(cfg):
-        _import('mmpretrain.models', 'mmpretrain', 'standalone,pretrain')
+        _import('mmpretrain.models', 'mmpretrain', 'pretrain')
     _check_metric(cfg)
     if data_root is not None:
         move_data(cfg, str(data_root), cfg_options)
@@ -144,7 +145,7 @@ def _import(module: str, library: str, extra: str) -> None:
     try:
         import_module(module)
     except ImportError as error:
-        raise UserError(f"{library} cannot be imported ({error}): pip install -e '.[{extra}]'") from error
+        raise UserError(f'{library} cannot be imported ({error}): {hint(extra)}') from error
 
 
 def _check_metric(cfg: Config) -> None:

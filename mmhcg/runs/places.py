@@ -25,10 +25,10 @@ def check_file(option: str, path: str | Path | None) -> None:
     path = os.path.abspath(path)
     if os.path.isdir(path):
         raise UserError(f'{option} {path} is a folder: name a file')
-    if not os.path.exists(path):
-        check_folder(option, os.path.dirname(path))
-    elif not os.access(path, os.W_OK):
+    if os.path.exists(path) and not os.access(path, os.W_OK):
         raise UserError(f'{option} {path} is not writable')
+    if os.path.isfile(path) or not os.path.exists(path):  # a new one takes its place
+        check_folder(option, os.path.dirname(os.path.realpath(path)))
 
 
 def check_picture(option: str, path: str | Path | None) -> None:
