@@ -77,9 +77,14 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f'PyTorch {torch.__version__} sees no GPU; --device cpu tries the script without one')
     sys.path[:0] = [str(REPO), str(REPO / 'tools')]
     if 'speed' in args.parts:
-        import benchmark
+        from mmhcg.analysis.benchmark import Result
+        from mmhcg.runs import UserError
+        from mmhcg.runs.places import check_table
 
-        benchmark.parse(['--csv', str(args.out)])  # ends here, not after the tests, if rows do not fit there
+        try:
+            check_table('--out', args.out, Result.__annotations__)
+        except UserError as error:
+            parser.error(str(error))
     failed = [part for part in args.parts if part in PARTS and not check(part, args.device)]
     if 'speed' in args.parts:
         failed += measure(args.device, args.shape, args.repeats, args.out)

@@ -226,7 +226,8 @@ def pretrain_table() -> str:
 
 def cifar_sentence() -> str:
     """The error on CIFAR-10 after the first and the last epoch that were trained."""
-    first, *_, last = read_table(records.RESULTS / 'cifar10.csv')
+    rows = read_table(records.RESULTS / 'cifar10.csv')
+    first, last = rows[0], rows[-1]
     return (
         f'Measured here, on {last["machine"]} with {last["software"]}: top-1 error {first["top1_error"]} % '
         f'after epoch {first["epoch"]}, '

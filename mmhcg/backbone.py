@@ -109,13 +109,13 @@ class HCGNet(Trunk, BaseModule):
         Raises:
             ValueError: One image per GPU in training, where the gates' BatchNorm has one number a channel.
         """
-        if self.training and len(image) == 1 and self.gates_need_a_batch():
+        if self.training and len(image) == 1 and self.gates_need_a_batch(get_world_size()):
             raise ValueError(ONE_IMAGE)
         return super().forward(image)
 
-    def gates_need_a_batch(self) -> bool:
-        """Whether a norm in the gates is to learn from the images of one process alone."""
-        alone = (nn.BatchNorm1d, nn.SyncBatchNorm) if get_world_size() == 1 else nn.BatchNorm1d
+    def gates_need_a_batch(self, world_size: int) -> bool:
+        """Whether a norm in the gates is to learn from the images of one process of these alone."""
+        alone = (nn.BatchNorm1d, nn.SyncBatchNorm) if world_size == 1 else nn.BatchNorm1d
         return any(isinstance(module, alone) and module.training for module in self.modules())
 
 

@@ -85,10 +85,11 @@ def find_problems() -> Iterator[Problem]:
     """What keeps HCGNet from running in MMDetection here, of the first kind that there is.
 
     Shadows come first, then files and versions, imports, configs: each may fail because of what is before it.
+    One environment over another, as clusters stack them, is a problem only where something fails.
     """
     for kind in (_shadows, _static_problems, _import_problems, _config_problems):
         found = list(kind())
-        yield from found
+        yield from found and (list(_shadows(layers=True)) or found)
         if found:
             return
 
@@ -116,7 +117,7 @@ def operators(all_names: bool = False) -> Iterator[str]:
         yield fill(', '.join(missing), 100, initial_indent='  ', subsequent_indent='  ')
 
 
-def _shadows() -> Iterator[Problem]:
+def _shadows(layers: bool = False) -> Iterator[Problem]:
     """What is imported from elsewhere than where it is installed, which installing it again does not mend."""
     search = {Path(entry).resolve() for entry in os.environ.get('PYTHONPATH', '').split(os.pathsep) if entry}
     for module in WANTED:
@@ -126,7 +127,7 @@ def _shadows() -> Iterator[Problem]:
         place = origin.parent if origin.stem == '__init__' else origin
         searched, origin = place.parent.resolve() in search, origin.resolve()
         others = [f'{home.metadata["Name"]} {home.version}' for path, home in homes.items() if path != origin]
-        if others and (searched or origin not in homes):  # else one environment lies over another
+        if others and (origin not in homes or (layers and searched)):  # a layer has metadata of its own
             yield Problem(
                 f'{module} is imported from {place}, not from the installed {" and ".join(others)}',
                 f'remove {place.parent} from PYTHONPATH' if searched else f'rename {place}',

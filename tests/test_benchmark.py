@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmhcg.analysis import benchmark
 from mmhcg.analysis.operators import OperatorCounter, saved_bytes
-from mmhcg.analysis.tables import machine, write_rows
+from mmhcg.analysis.tables import machine, read_table, write_rows
 from mmhcg.network import Trunk, deploy
 from mmhcg.network.smg import SMG
 from mmhcg.runs import UserError
@@ -135,9 +135,7 @@ def test_rows_are_added_below_the_header_in_lines_of_their_own(old, tmp_path):
     path = tmp_path / 'rows.csv'
     path.write_bytes(old.encode())
     write_rows([Pair(1, 'a')], path, add=True)
-    with path.open(encoding='utf-8-sig', newline='') as file:
-        rows = list(csv.DictReader(file))
-    assert rows == [*([dict(one='0', two='z')] if 'z' in old else []), dict(one='1', two='a')]
+    assert read_table(path) == [*([dict(one='0', two='z')] if 'z' in old else []), dict(one='1', two='a')]
     assert path.read_bytes().startswith(old.encode())
 
 

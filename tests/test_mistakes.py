@@ -7,18 +7,22 @@ import errno
 import logging
 import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import mmdet
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.hooks import Hook
+from mmengine.dataset import BaseDataset
+from mmengine.hooks import IterTimerHook
 from mmengine.model import PretrainedInit
 from mmengine.optim import AmpOptimWrapper
 from tiny_run import load_tool, write_config, write_data
 from torch import nn
 
+from mmhcg import HCGNet
 from mmhcg.runs import UserError, cli, preflight, train
 from mmhcg.runs.coco_metric import use_twelve_numbers
 from mmhcg.runs.config import build_detector, class_name, load_config
@@ -27,6 +31,7 @@ from mmhcg.runs.launch import test as run_test
 from mmhcg.runs.names import check_names
 from mmhcg.runs.places import check_file
 from mmhcg.runs.predictions import CheckedPredictions
+from mmhcg.runs.pretrained import start_from_scratch
 from mmhcg.runs.safe_runner import SafeRunner
 
 
@@ -179,7 +184,7 @@ MISTAKES = {
     '--cfg-options param_scheduler.1.milestone=3': 'param_scheduler.1.milestone: MultiStepLR takes no',
     '--cfg-options val_evaluator.metrik=bbox': 'CocoMetric takes no `metrik`; is it `metric`?',
     '--cfg-options default_hooks.timer.each=3': 'default_hooks.timer.each: IterTimerHook takes no `each`',
-    '--cfg-options model.neck.in_channels=[1,2]': 'in_channels is [1, 2], and the backbone returns maps',
+    '--cfg-options model.neck.in_channels=[72,44,30,24]': '[72, 44, 30, 24], and HCGNet returns [72, 44',
     '--cfg-options a=[(1,2]': '--cfg-options wants KEY=VALUE, and brackets that fit each other',
     '--launcher pytorch': 'the variable RANK is not set: start it with torchrun',
     '--launcher slurm': 'the variable SLURM_PROCID is not set: start it with srun',
@@ -222,8 +227,94 @@ def test_names_that_shipped_configs_use_pass():
         check_names(load_config(name), ('train', 'val', 'test'))
     augmented = load_config('mmdet::albu_example/mask-rcnn_r50_fpn_albu-1x_coco.py')
     check_names(augmented, ('train',))  # transforms of another library inside of one
-    own = dict(type=type('OwnHook', (Hook,), dict(__init__=lambda self, **options: None)), anything=3)
-    check_names(Config(dict(custom_hooks=[own])), ())
+
+
+def own_class(base):
+    """A class of a user's, whose `**kwargs` nobody can follow."""
+
+    class Own(base):
+        def __init__(self, *args, **kwargs):
+            self.own = kwargs.pop('own', 0)
+            super().__init__(*args, **kwargs)
+
+    return Own
+
+
+OF_ANOTHER_LIBRARY = dict(type='Resize', scale=dict(dataset=dict(type='X')))
+
+
+@pytest.mark.parametrize(
+    'part',
+    [
+        dict(train_dataloader=dict(dataset=dict(type=own_class(BaseDataset), own=3, lazy_init=True))),
+        dict(custom_hooks=[dict(type=own_class(IterTimerHook), own=3)]),
+        dict(custom_hooks=[dict(type='ChannelsLast', _scope_='mmhcg')]),
+        dict(train_dataloader=dict(batch_sampler=dict(type='AspectRatioBatchSampler', _scope_='mmdet'))),
+        dict(optim_wrapper=dict(constructor='Own', head=dict(type='OptimWrapper'))),
+        dict(train_dataloader=dict(dataset=dict(pipeline=[OF_ANOTHER_LIBRARY]))),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_known_passes(part):
+    check_names(Config(dict(default_scope='mmdet' if 'X' in str(part) else 'mmengine', **part)), ('train',))
+
+
+def test_loops_without_a_type_are_checked_by_the_class_they_stand_for():
+    for key, loop in (
+        ('train_cfg', dict(by_epoch=True, max_epochs=1, val_intervall=2)),
+        ('train_cfg', dict(by_epoch=False, max_iters=1, max_epochs=2)),
+        ('val_cfg', dict(by_epoch=True)),
+    ):
+        with pytest.raises(UserError, match=rf'{key}\.\w+: (EpochBased|IterBased|Val)\w*Loop takes no'):
+            check_names(Config({key: loop}), ('train', 'val'))
+    check_names(Config(dict(train_cfg=dict(by_epoch=True, max_epochs=1), val_cfg={})), ('train', 'val'))
+
+
+@pytest.mark.slow
+def test_of_all_of_mmdetections_configs_those_are_refused_that_mmengine_cannot_run():
+    folder = Path(mmdet.__file__).parent / '.mim/configs'
+    refused = Counter()
+    for path in sorted(folder.rglob('*.py')):
+        if '_base_' not in path.parts:
+            try:
+                cfg = Config.fromfile(path)
+            except Exception:  # some inherit from files that are not there
+                continue
+            try:
+                check_names(cfg, [mode for mode in ('train', 'val', 'test') if cfg.get(f'{mode}_dataloader')])
+            except UserError as error:
+                refused[str(error).partition(': ')[2].partition(';')[0]] += 1
+    assert refused == {
+        "test_evaluator.type='MOTChallengeMetrics' is not registered": 2,
+        'val_evaluator.eval_mode: CocoMetric takes no `eval_mode`': 1,
+        'train_cfg.by_epoch: EpochBasedTrainLoop takes no `by_epoch`': 4,
+    }
+
+
+def test_a_slip_is_told_and_a_name_of_ones_own_is_not():
+    for option in ('compile.backend', 'my_section.key'):
+        assert load_config('mmhcg::mask_rcnn_hcgnet_b_fpn_1x_coco.py', {option: 'x'})
+
+
+def test_backbones_that_need_numbers_or_are_functions_pass(tiny):
+    class Numbers(HCGNet):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.scale = float(next(self.parameters()).abs().mean())
+
+    cfg = load_config(tiny / 'tiny.py')
+    cfg.model.backbone.type = Numbers
+    preflight.check_model(cfg)
+    assert isinstance(preflight.hcgnet_of(cfg), Numbers)
+    cfg.model.backbone.type = function = lambda **options: HCGNet(**options)
+    assert preflight.check_backbone(cfg) is function and preflight.hcgnet_of(cfg) is None
+    assert 'norms learn' in start_from_scratch(cfg, function)
+
+
+def test_necks_that_take_some_of_the_maps_pass(tiny):
+    cfg = load_config(tiny / 'tiny.py')
+    cfg.model.neck = [dict(type='ChannelMapper', in_channels=[23], out_channels=16)]
+    preflight.check_model(cfg)
 
 
 @pytest.mark.parametrize('options', [{}, {'model.backbone.norm_cfg.type': 'SyncBN'}])
@@ -234,6 +325,12 @@ def test_one_image_a_batch_is_refused_where_norms_learn(tiny, tmp_path, options)
     assert list(tmp_path.iterdir()) == []
     cfg = load_config(tiny / 'tiny.py', options)  # its norms do not learn
     preflight.check_batch_size(cfg)
+    cfg.model.backbone.norm_eval, cfg.launcher = False, 'pytorch'
+    if 'SyncBN' in options.values():  # the other processes' images count, too
+        preflight.check_batch_size(cfg)
+    else:
+        with pytest.raises(UserError, match='batch_size=1: '):
+            preflight.check_batch_size(cfg)
 
 
 def test_models_that_need_numbers_to_be_built_pass():

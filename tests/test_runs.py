@@ -207,7 +207,7 @@ def test_other_precisions_and_tied_weights_fit():
     check_fit('tied.pth', state, model)
 
 
-@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.'])
+@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'module.backbone.'])
 def test_weights_are_loaded_from_whatever_wraps_them(prefix):
     model, saved = (torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)) for _ in range(2))
     state = {f'{prefix}{name}': tensor for name, tensor in saved.state_dict().items()}

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mmhcg.runs.places import check_table
+from mmhcg.runs.places import STDOUT, check_table
 
 
 def write_rows(rows: Sequence[Any], path: Path, columns: Sequence[str] = (), add: bool = False) -> None:
@@ -32,7 +33,7 @@ def write_rows(rows: Sequence[Any], path: Path, columns: Sequence[str] = (), add
     columns = columns or list(lines[0])
     if add:
         check_table('the file', path, columns)
-    old = path.read_bytes() if add and path.is_file() else b''
+    old = path.read_bytes() if add and path.is_file() and str(path) != STDOUT else b''
     text = io.StringIO(newline='')
     writer = csv.DictWriter(text, columns, lineterminator='\n')
     if not old:
@@ -40,7 +41,9 @@ def write_rows(rows: Sequence[Any], path: Path, columns: Sequence[str] = (), add
     elif not old.endswith(b'\n'):
         text.write('\n')
     writer.writerows(lines)
-    if old or (path.exists() and not path.is_file()):
+    if str(path) == STDOUT:
+        sys.stdout.write(text.getvalue())
+    elif old or (path.exists() and not path.is_file()):
         with path.open('ab') as file:
             file.write(text.getvalue().encode())
     else:
@@ -53,7 +56,7 @@ def write_rows(rows: Sequence[Any], path: Path, columns: Sequence[str] = (), add
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file by the titles of its columns."""
-    with path.open(newline='', encoding='utf-8') as file:
+    with path.open(newline='', encoding='utf-8-sig') as file:
         return list(csv.DictReader(file))
 
 

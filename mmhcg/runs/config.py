@@ -16,12 +16,14 @@ from unittest.mock import patch
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, Registry, init_default_scope
 from mmengine.runner import Runner
 from torch.nn import Module
 
 from mmhcg.installation import hint
 from mmhcg.runs.errors import UserError, importing
+
+LIBRARIES = ('mmengine', 'mmdet', 'mmcv', 'mmpretrain', 'torch', 'mmhcg')
 
 
 def load_config(
@@ -72,17 +74,55 @@ def load_config(
 
 
 def _check_options(cfg: Config, options: Iterable[str]) -> None:
-    """Raises UserError where the NAME of an option `NAME.KEY=VALUE` is not the config's nor MMEngine's."""
-    known = {*cfg, *inspect.signature(Runner.__init__).parameters, 'model_wrapper_cfg'}
+    """Raises UserError where the NAME of an option `NAME.KEY=VALUE` is a slip of a known one."""
+    known = {*cfg, *inspect.signature(Runner.__init__).parameters}
     for option in options:
         name, dot, _ = option.partition('.')
-        if dot and name not in known:
-            raise UserError(f'--cfg-options {option}: the config has no `{name}`{nearest(name, known)}')
+        if dot and name not in known and (near := nearest(name, known)):  # else it is for what we do not know
+            raise UserError(f'--cfg-options {option}: the config has no `{name}`{near}')
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
     """The end of a message about a word that is none of the names."""
     return ''.join(f'; is it `{name}`?' for name in get_close_matches(word, list(names), 1))
+
+
+def unregistered(part: ConfigDict, registry: Registry) -> str:
+    """The end of a message about a `type` that `resolve` does not find."""
+    with registry.switch_scope_and_registry(None) as found:
+        near = nearest(str(part['type']), {*found.module_dict, *registry.module_dict})
+    return f'type={part["type"]!r} is not registered{near}'
+
+
+def resolve(part: ConfigDict, registry: Registry) -> Any:
+    """What the `type` of a config stands for, as MMEngine finds it; None if it is not registered."""
+    kind = part['type']
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(part.get('_scope_')) as found:
+        return found.get(kind)
+
+
+def parameters_of(kind: Any) -> tuple[set[str], bool]:
+    """Names that a class, or a function, takes as keys of a config, and whether these are all.
+
+    `**kwargs` lead on to the parent; what a user's own class does with them cannot be known.
+    """
+    functions = [kind]
+    if isinstance(kind, type):
+        functions = [vars(base)['__init__'] for base in kind.__mro__[:-1] if '__init__' in vars(base)]
+    names: set[str] = set()
+    are_all = True
+    for function in functions:
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):  # of C
+            break
+        names.update(parameter.name for parameter in parameters)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return names, are_all
+        are_all = are_all and function.__module__.partition('.')[0] in LIBRARIES
+    return names, False
 
 
 def is_classifier(cfg: Config) -> bool:

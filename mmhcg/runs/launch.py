@@ -188,9 +188,7 @@ def _make_safe(cfg: Config) -> list[str]:
     return []
 
 
-def _choose_weights(
-    cfg: Config, backbone_type: type, no_pretrained: bool
-) -> tuple[dict[str, Any], list[str]]:
+def _choose_weights(cfg: Config, backbone_type: Any, no_pretrained: bool) -> tuple[dict[str, Any], list[str]]:
     """Decide where the first weights come from, and what is resumed.
 
     Returns the content of the checkpoint that the run will load, and what to log.

@@ -5,10 +5,9 @@ Of the model nothing is checked here: `preflight.check_model` builds it.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.registry import (
@@ -21,94 +20,98 @@ from mmengine.registry import (
     OPTIMIZERS,
     PARAM_SCHEDULERS,
     TRANSFORMS,
+    DefaultScope,
     Registry,
-    init_default_scope,
 )
 from torch.utils.data import DataLoader
 
-from mmhcg.runs.config import dicts_of, nearest
+from mmhcg.runs.config import dicts_of, nearest, parameters_of, resolve, unregistered
 from mmhcg.runs.datasets import metrics
 from mmhcg.runs.errors import UserError
 
 # Keys that MMEngine takes out before it calls the class
 OF_LOADERS = ('num_batch_per_epoch', 'disable_subprocess_warning')
-OF_OPTIMIZERS = ('type', 'constructor', 'paramwise_cfg')
+OF_OPTIMIZERS = ('constructor', 'paramwise_cfg')
+DEFAULT_CONSTRUCTOR = 'DefaultOptimWrapperConstructor'
 
-Part = tuple[
-    str, Any, Registry, Collection[str]
-]  # its path, what is there, where its type is found, more keys
+LOOPS_BY = {'val': 'ValLoop', 'test': 'TestLoop', True: 'EpochBasedTrainLoop', False: 'IterBasedTrainLoop'}
+
+
+class Part(NamedTuple):
+    """A part of a config that MMEngine builds.
+
+    Attributes:
+        path: Its dotted path.
+        node: What is there.
+        registry: Where its type is found.
+        more: Keys that MMEngine takes out before it calls the class.
+    """
+
+    path: str
+    node: Any
+    registry: Registry
+    more: Collection[str] = ()
 
 
 def check_names(cfg: Config, modes: Sequence[str]) -> None:
     """Check `type` and keys of data, optimizer, schedules, loops, metrics and hooks by their constructors.
 
+    Where a constructor may take any key, as `**kwargs` of a user's class, none is refused.
+
     Raises:
         UserError: A type is not registered, or a key is none of its arguments; the message has its path.
     """
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
     name = cfg.filename or 'the config'
-    for mode in modes:
-        _check_keys(f'{name}: {mode}_dataloader', cfg.get(f'{mode}_dataloader'), DataLoader, OF_LOADERS)
-    for path, part, registry, more in _parts(cfg, modes):
-        if not isinstance(part, dict) or 'type' not in part:
-            continue
-        kind = part['type']
-        if isinstance(kind, str):
-            with registry.switch_scope_and_registry(None) as found:
-                kind = found.get(kind)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
+        for mode in modes:
+            _check_keys(f'{name}: {mode}_dataloader', cfg.get(f'{mode}_dataloader'), DataLoader, OF_LOADERS)
+        for part in _parts(cfg, modes):
+            if isinstance(part.node, dict) and 'type' in part.node:
+                kind = resolve(part.node, part.registry)
                 if kind is None:
-                    known = nearest(part['type'], {*found.module_dict, *registry.module_dict})
-                    raise UserError(f'{name}: {path}.type={part["type"]!r} is not registered{known}')
-        _check_keys(f'{name}: {path}', part, kind, ('type', *more))
-
-
-def accepted(kind: type) -> tuple[set[str], bool]:
-    """Names that a constructor takes, itself or by passing `**kwargs` to its parent; whether it takes any."""
-    names: set[str] = set()
-    passes_on = True
-    for base in kind.__mro__:
-        if base is object or '__init__' not in vars(base):
-            continue
-        parameters = inspect.signature(vars(base)['__init__']).parameters.values()
-        names.update(parameter.name for parameter in parameters)
-        passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-        if not passes_on:
-            break
-    return names, passes_on
+                    raise UserError(f'{name}: {part.path}.{unregistered(part.node, part.registry)}')
+                _check_keys(f'{name}: {part.path}', part.node, kind, ('type', '_scope_', *part.more))
 
 
 def _parts(cfg: Config, modes: Sequence[str]) -> Iterator[Part]:
     for mode in modes:
         loader = cfg.get(f'{mode}_dataloader') or {}
         for key in ('sampler', 'batch_sampler'):
-            yield f'{mode}_dataloader.{key}', loader.get(key), DATA_SAMPLERS, ()
+            yield Part(f'{mode}_dataloader.{key}', loader.get(key), DATA_SAMPLERS)
         # What stands inside a transform may be another library's, such as Albumentations'
         for path, node in dicts_of(loader.get('dataset'), f'{mode}_dataloader.dataset'):
-            if re.search(r'dataset(s\.\d+)?$', path):
-                yield path, node, DATASETS, ()
+            if re.fullmatch(r'((?!pipeline).)*dataset(s\.\d+)?', path):
+                yield Part(path, node, DATASETS)
             elif re.fullmatch(r'((?!pipeline).)*pipeline\.\d+', path):
-                yield path, node, TRANSFORMS, ()
-        yield f'{mode}_cfg', cfg.get(f'{mode}_cfg'), LOOPS, ()
+                yield Part(path, node, TRANSFORMS)
+        loop = cfg.get(f'{mode}_cfg')
+        if isinstance(loop, dict) and 'type' not in loop:
+            kind = LOOPS_BY[bool(loop.get('by_epoch')) if mode == 'train' else mode]
+            yield Part(f'{mode}_cfg', dict(loop, type=kind), LOOPS, ('by_epoch',) if mode == 'train' else ())
+        else:
+            yield Part(f'{mode}_cfg', loop, LOOPS)
         if mode != 'train':
             for metric in metrics(cfg, mode):
-                yield f'{mode}_evaluator', metric, METRICS, ()
+                yield Part(f'{mode}_evaluator', metric, METRICS)
     if 'train' in modes:
         wrapper = cfg.get('optim_wrapper') or {}
-        yield 'optim_wrapper', {'type': 'OptimWrapper', **wrapper}, OPTIM_WRAPPERS, OF_OPTIMIZERS
-        yield 'optim_wrapper.optimizer', wrapper.get('optimizer'), OPTIMIZERS, ()
+        if wrapper.get('constructor', DEFAULT_CONSTRUCTOR) == DEFAULT_CONSTRUCTOR:
+            # Other constructors take what they want
+            yield Part('optim_wrapper', {'type': 'OptimWrapper', **wrapper}, OPTIM_WRAPPERS, OF_OPTIMIZERS)
+            yield Part('optim_wrapper.optimizer', wrapper.get('optimizer'), OPTIMIZERS)
         schedules = cfg.get('param_scheduler') or []
         for index, schedule in enumerate([schedules] if isinstance(schedules, dict) else schedules):
-            yield f'param_scheduler.{index}', schedule, PARAM_SCHEDULERS, ('convert_to_iter_based',)
+            yield Part(f'param_scheduler.{index}', schedule, PARAM_SCHEDULERS, ('convert_to_iter_based',))
     for key, hook in (cfg.get('default_hooks') or {}).items():
-        yield f'default_hooks.{key}', hook, HOOKS, ('priority',)
+        yield Part(f'default_hooks.{key}', hook, HOOKS, ('priority',))
     for index, hook in enumerate(cfg.get('custom_hooks') or []):
-        yield f'custom_hooks.{index}', hook, HOOKS, ('priority',)
+        yield Part(f'custom_hooks.{index}', hook, HOOKS, ('priority',))
 
 
 def _check_keys(where: str, part: Any, kind: Any, more: Collection[str]) -> None:
-    if not isinstance(part, dict) or not inspect.isclass(kind):
+    if not isinstance(part, dict):
         return
-    names, takes_any = accepted(kind)
-    for key in () if takes_any else part:
-        if key not in names and key not in more and key != '_scope_':
+    names, are_all = parameters_of(kind)
+    for key in part if are_all else ():
+        if key not in names and key not in more:
             raise UserError(f'{where}.{key}: {kind.__name__} takes no `{key}`{nearest(key, names)}')

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from mmhcg.runs.errors import UserError
 
+STDOUT = '/dev/stdout'  # which may be a file of the shell's
 PICTURES = ('.png', '.pdf', '.svg')  # that Matplotlib writes, and nothing else has to be installed for
 
 
@@ -43,20 +45,18 @@ def check_table(option: str, path: str | Path | None, columns: Iterable[str]) ->
 
     What has other columns is the user's: it may neither be replaced, nor get rows that do not fit.
     """
-    check_file(option, path)
-    if path is None:
+    if path is None or str(path) == STDOUT:
         return
+    check_file(option, path)
     if Path(path).suffix.lower() in PICTURES:
         raise UserError(f'{option} {path} has the name of a picture: end it in .csv')
-    if not os.path.isfile(path):  # but /dev/stdout, say
+    if not os.path.isfile(path):
         return
-    wanted = ','.join(columns)
-    with open(path, encoding='utf-8-sig', errors='replace') as file:
-        head = file.readline()
-    if head and head.rstrip('\n') != wanted:
-        raise UserError(
-            f'{option} {path} is there and has other columns than {wanted}: name another file, or move it'
-        )
+    with open(path, encoding='utf-8-sig', errors='replace', newline='') as file:
+        head = next(csv.reader(file), None)
+    if head is not None and head != list(columns):
+        told = f'{option} {path} is there and has other columns than {",".join(columns)}'
+        raise UserError(f'{told}: name another file, or move it')
 
 
 def check_folder(option: str, path: str | Path | None) -> None:

@@ -8,19 +8,19 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmhcg.backbone import ONE_IMAGE, HCGNet
-from mmhcg.runs.config import build_model, class_name, detector_of, is_classifier
+from mmhcg.runs.config import build_model, class_name, detector_of, is_classifier, resolve, unregistered
 from mmhcg.runs.errors import UserError
 from mmhcg.weights.entries import form_fault, tensors_of, value_fault
 
 TRAINING_STATE = ('meta', 'optimizer', 'message_hub')  # of MMEngine's checkpoints, beside the weights
 
 
-def check_backbone(cfg: Config) -> type:
-    """The class of the config's backbone.
+def check_backbone(cfg: Config) -> Any:
+    """The class, or function, of the config's backbone.
 
     Raises:
         UserError: the config has no model or no backbone, or its framework knows no backbone of that name.
@@ -31,13 +31,11 @@ def check_backbone(cfg: Config) -> type:
         raise UserError(
             f"{name} has no `model.backbone` with a `type`, e.g. dict(type='mmhcg.HCGNet', arch='b')"
         )
-    kind = backbone['type']
-    if isinstance(kind, type):
-        return kind
     framework = 'mmpretrain' if is_classifier(cfg) else 'mmdet'
-    found = import_module(f'{framework}.registry').MODELS.get(kind)
+    registry = import_module(f'{framework}.registry').MODELS
+    found = resolve(backbone, registry)
     if found is None:
-        raise UserError(f'{name}: model.backbone.type={kind!r} is not registered')
+        raise UserError(f'{name}: model.backbone.{unregistered(backbone, registry)}')
     return found
 
 
@@ -64,37 +62,46 @@ def check_seed(cfg: Config) -> None:
 
 
 def check_model(cfg: Config) -> None:
-    """Raises UserError where the model cannot be built, before the run makes its folder."""
-    _check_channels(cfg)
-    with suppress(UserError), torch.device('meta'):  # without memory or random numbers
-        build_model(cfg, cfg.model)
-        return
-    build_model(cfg, cfg.model)  # some constructors need numbers
+    """Raises UserError where the model cannot be built, or its neck takes other maps than HCGNet's.
+
+    This is before the run makes its folder. Some necks take the maps in the other order.
+    """
+    model = _built(cfg, cfg.model)
+    backbone = getattr(getattr(model, 'detector', model), 'backbone', None)
+    neck = detector_of(cfg).get('neck')
+    neck = neck[0] if isinstance(neck, (list, tuple)) and neck else neck
+    taken = neck.get('in_channels') if isinstance(neck, dict) else None
+    if isinstance(backbone, HCGNet) and isinstance(taken, (list, tuple)):
+        given = backbone.out_channels
+        if len(taken) == len(given) and sorted(taken) != sorted(given):  # else it takes some of them
+            name = cfg.filename or 'the config'
+            raise UserError(
+                f'{name}: model.neck.in_channels is {list(taken)}, and HCGNet returns {list(given)}'
+            )
 
 
 def check_batch_size(cfg: Config) -> None:
     """Raises UserError where norms of HCGNet's gates are to learn from one image a process."""
     if cfg.train_dataloader.get('batch_size') == 1 and (backbone := hcgnet_of(cfg)):
         backbone.train()
-        if backbone.gates_need_a_batch():
+        if backbone.gates_need_a_batch(world_size=1 if cfg.get('launcher', 'none') == 'none' else 2):
             raise UserError(f'train_dataloader.batch_size=1: {ONE_IMAGE}')
 
 
+def is_hcgnet(kind: Any) -> bool:
+    """Whether this class, or function, of a backbone is HCGNet or its heir."""
+    return isinstance(kind, type) and issubclass(kind, HCGNet)
+
+
 def hcgnet_of(cfg: Config) -> HCGNet | None:
-    """The config's backbone if it is HCGNet or its heir, without numbers."""
-    if not issubclass(check_backbone(cfg), HCGNet):
-        return None
-    with torch.device('meta'):
-        return build_model(cfg, detector_of(cfg).backbone)
+    """The config's backbone if it is HCGNet or its heir, without numbers where that can be."""
+    return _built(cfg, detector_of(cfg).backbone) if is_hcgnet(check_backbone(cfg)) else None
 
 
-def _check_channels(cfg: Config) -> None:
-    """The likeliest mistake of a backbone put in by hand. Some necks take the maps in the other order."""
-    backbone, neck = hcgnet_of(cfg), detector_of(cfg).get('neck')
-    taken = (neck[0] if isinstance(neck, (list, tuple)) else neck or {}).get('in_channels')
-    if backbone and isinstance(taken, (list, tuple)) and sorted(taken) != sorted(backbone.out_channels):
-        given = f'{cfg.filename or "the config"}: model.neck.in_channels is {list(taken)}'
-        raise UserError(f'{given}, and the backbone returns maps of {list(backbone.out_channels)} channels')
+def _built(cfg: Config, part: ConfigDict) -> Any:
+    with suppress(UserError), torch.device('meta'):  # without memory or random numbers
+        return build_model(cfg, part)
+    return build_model(cfg, part)  # some constructors need numbers
 
 
 def check_checkpoint(path: str, resume: bool = False, fetch: bool = False) -> dict[str, Any]:

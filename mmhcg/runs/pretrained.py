@@ -10,11 +10,9 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 
-from mmhcg.backbone import HCGNet
-from mmhcg.runs.config import class_name, detector_of, dicts_of, inits_of
+from mmhcg.runs.config import class_name, detector_of, dicts_of, inits_of, parameters_of
 from mmhcg.runs.errors import UserError
-from mmhcg.runs.names import accepted
-from mmhcg.runs.preflight import check_checkpoint, hcgnet_of
+from mmhcg.runs.preflight import check_checkpoint, hcgnet_of, is_hcgnet
 from mmhcg.weights.fit import check_fit
 
 FROM_SCRATCH_NOTE = (
@@ -46,7 +44,8 @@ def find_pretrained(cfg: Config) -> None:
             stem = os.path.splitext(path)[0]
             found = next(filter(os.path.isfile, (path, f'{stem}.safetensors', f'{stem}.pth')), None)
             if found is None:
-                raise UserError(_missing(path, hcgnet and detector.backbone.get('arch')))
+                arch = hcgnet and detector.backbone.get('arch')
+                raise UserError(_missing(path, arch, 'base_batch_size' in (cfg.get('auto_scale_lr') or {})))
             content = check_checkpoint(found)
             if hcgnet:
                 check_fit(os.path.abspath(found), content, hcgnet, init.get('prefix', prefix))
@@ -80,7 +79,7 @@ def without_pretrained(cfg: Config) -> Config:
     return cfg
 
 
-def start_from_scratch(cfg: Config, backbone_type: type) -> str:
+def start_from_scratch(cfg: Config, backbone_type: Any) -> str:
     """Drop pretrained weights of any kind, unfreeze the backbone and let its norms learn.
 
     Returns what was done, for the log.
@@ -90,7 +89,7 @@ def start_from_scratch(cfg: Config, backbone_type: type) -> str:
     backbone.pop('pretrained', None)  # mmdet's older spelling
     changed = {}
     for option, value in (('frozen_stages', -1), ('norm_eval', False)):
-        if option in backbone or option in accepted(backbone_type)[0]:
+        if option in backbone or option in parameters_of(backbone_type)[0]:
             backbone[option] = changed[option] = value
     if backbone.get('norm_cfg'):
         backbone.norm_cfg.requires_grad = changed['norm_cfg.requires_grad'] = True
@@ -99,7 +98,7 @@ def start_from_scratch(cfg: Config, backbone_type: type) -> str:
     cfg.no_pretrained = True  # travels in the checkpoint, so that a resumed run stays unfrozen
     options = ', '.join(f'{option}={value}' for option, value in changed.items())
     note = f'{FROM_SCRATCH_NOTE}{options}. An incomplete batch at the end of an epoch is skipped.'
-    if issubclass(backbone_type, HCGNet) and (cfg.get('train_dataloader') or {}).get('batch_size', 4) < 4:
+    if is_hcgnet(backbone_type) and (cfg.get('train_dataloader') or {}).get('batch_size', 4) < 4:
         note += f' {SMALL_BATCH_NOTE}'
     return note
 
@@ -124,7 +123,7 @@ def _pretrained(part: ConfigDict) -> list[ConfigDict]:
     return [init for init in inits_of(part) if class_name(init) in ('Pretrained', 'PretrainedInit')]
 
 
-def _missing(path: str, arch: Any) -> str:
+def _missing(path: str, arch: Any, scale: bool) -> str:
     way_out = f'put the weights at {path}'
     if isinstance(arch, str):  # of HCGNet
         files = f'HCGNet_{arch.upper()}_best.pth.tar {os.path.splitext(path)[0]}.safetensors'
@@ -132,5 +131,5 @@ def _missing(path: str, arch: Any) -> str:
     return (
         f'no pretrained weights at {os.path.abspath(path)} (.safetensors or .pth). Either\n  - {way_out}\n'
         '  - or train from random weights, with nothing frozen: add --no-pretrained '
-        '--cfg-options train_dataloader.batch_size=4 auto_scale_lr.enable=True'
+        f'--cfg-options train_dataloader.batch_size=4{" auto_scale_lr.enable=True" if scale else ""}'
     )

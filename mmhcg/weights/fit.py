@@ -23,13 +23,15 @@ def load_weights(source: str | Path, content: Any, module: Module) -> None:
         CheckpointError: As `check_fit`.
     """
 
-    def has_backbone(names: Iterable[object]) -> bool:
-        return any(str(name).startswith('backbone.') for name in names)
+    def has_backbone(names: Iterable[str]) -> bool:
+        return any(name.startswith('backbone.') for name in names)
 
-    names = content.get('state_dict', content) if isinstance(content, dict) else ()
-    prefix = 'backbone' if has_backbone(names) and not has_backbone(module.state_dict()) else None
+    state, prefix = content.get('state_dict', content) if isinstance(content, dict) else content, None
+    if isinstance(state, dict):
+        state = {str(name).removeprefix('module.'): entry for name, entry in state.items()}
+        prefix = 'backbone' if has_backbone(state) and not has_backbone(module.state_dict()) else None
     # Strict but for the counters of BatchNorm, which old files lack
-    module.load_state_dict(check_fit(source, content, module, prefix), strict=False)
+    module.load_state_dict(check_fit(source, state, module, prefix), strict=False)
 
 
 def check_fit(
