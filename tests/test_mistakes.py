@@ -292,7 +292,7 @@ def test_of_all_of_mmdetections_configs_those_are_refused_that_mmengine_cannot_r
 
 
 def test_a_slip_is_told_and_a_name_of_ones_own_is_not():
-    for option in ('compile.backend', 'my_section.key'):
+    for option in ('compile.backend', 'model_wrapper_cfg.type', 'my_section.key'):
         assert load_config('mmhcg::mask_rcnn_hcgnet_b_fpn_1x_coco.py', {option: 'x'})
 
 

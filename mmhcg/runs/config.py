@@ -23,6 +23,8 @@ from torch.nn import Module
 from mmhcg.installation import hint
 from mmhcg.runs.errors import UserError, importing
 
+# Entries of a config that are read where they are, beside those of the Runner
+OPTIONAL = ('custom_imports', 'model_wrapper_cfg', 'tta_model', 'tta_pipeline')
 LIBRARIES = ('mmengine', 'mmdet', 'mmcv', 'mmpretrain', 'torch', 'mmhcg')
 
 
@@ -75,7 +77,7 @@ def load_config(
 
 def _check_options(cfg: Config, options: Iterable[str]) -> None:
     """Raises UserError where the NAME of an option `NAME.KEY=VALUE` is a slip of a known one."""
-    known = {*cfg, *inspect.signature(Runner.__init__).parameters}
+    known = {*cfg, *inspect.signature(Runner.__init__).parameters, *OPTIONAL}
     for option in options:
         name, dot, _ = option.partition('.')
         if dot and name not in known and (near := nearest(name, known)):  # else it is for what we do not know
