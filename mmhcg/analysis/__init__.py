@@ -1,1 +1,1 @@
-"""What networks and detectors cost and see: counts, timings, pictures, dissection, attacks, curves, swaps."""
+"""What networks and detectors cost and see: counts, timings, pictures, dissection, attacks, curves."""

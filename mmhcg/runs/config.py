@@ -25,6 +25,7 @@ from mmhcg.runs.errors import UserError, importing
 
 # Entries of a config that are read where they are, beside those of the Runner
 OPTIONAL = ('custom_imports', 'model_wrapper_cfg', 'tta_model', 'tta_pipeline')
+# Whose constructors hand `**kwargs` on to their parents as they are
 LIBRARIES = ('mmengine', 'mmdet', 'mmcv', 'mmpretrain', 'torch', 'mmhcg')
 
 

@@ -1,4 +1,4 @@
-"""The same numbers in less time and memory: nothing here is needed to know what HCGNet is."""
+"""The same numbers in less time and memory, by other formulas than those of `tests/plain.py`."""
 
 import torch
 
