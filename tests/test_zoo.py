@@ -9,7 +9,7 @@ import pytest
 import yaml
 from tiny_run import REPO, load_tool
 
-from mmhcg.analysis.tables import write_rows
+from mmhcg.analysis.tables import read_table, write_rows
 from mmhcg.swap import zoo
 from mmhcg.swap.zoo import Row, all_configs, build_both, run_zoo
 
@@ -114,9 +114,9 @@ def test_a_second_run_goes_on_where_the_first_ended(monkeypatch, tmp_path, capsy
     assert '2 configs: 1 no backbone, 1 replaceable' in out
     assert 'build: 1 of 1' in out
     assert 'families whose control runs: 1; of these run swapped: 1' in out
-    (row,) = (row for row in zoo._read(tmp_path / 'zoo.csv') if row.config == RETINANET)
-    assert (row.control, row.swapped) == ('ok', 'ok')
-    assert row.parameters > 20_000_000
+    (row,) = (row for row in read_table(tmp_path / 'zoo.csv') if row['config'] == RETINANET)
+    assert (row['control'], row['swapped']) == ('ok', 'ok')
+    assert int(row['parameters']) > 20_000_000
 
 
 def test_a_backbone_without_gradient_is_not_called_ok(monkeypatch):
