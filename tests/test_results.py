@@ -214,3 +214,8 @@ def test_every_test_that_the_page_of_promises_names_exists():
     named = set(re.findall(r'\btest_\w+', text)) - files.keys() - {'test_mode'}
     assert len(named) > 50
     assert named <= tests, named - tests
+
+
+def test_no_page_waits_for_a_number():
+    for path in page.pages():
+        assert not re.search(r'@@\w+@@', path.read_text()), path
