@@ -25,7 +25,7 @@ from mmhcg.runs.names import check_names
 from mmhcg.runs.places import check_file, check_folder, refuse_empty
 from mmhcg.runs.processes import check_launcher
 from mmhcg.runs.resuming import refuse_to_overwrite, settle_seed, settle_start
-from mmhcg.weights.fit import check_fit
+from mmhcg.weights.fit import check_fit, state_of
 
 # Seconds that processes wait for one that is gone, and for the one that evaluates COCO while they wait.
 TIMEOUT = 1800
@@ -148,11 +148,7 @@ def test(
     if content:
         check_fit(os.path.abspath(checkpoint), content, runner.model)
     if out is not None:
-        from mmdet.evaluation import DumpDetResults
-        from mmengine.evaluator import DumpResults
-
-        dump = DumpResults if is_classifier(cfg) else DumpDetResults
-        runner.test_evaluator.metrics.append(dump(out_file_path=str(out)))
+        _keep_predictions(runner, cfg, out)
     return runner.test()
 
 
@@ -201,11 +197,9 @@ def _choose_weights(cfg: Config, backbone_type: Any, no_pretrained: bool) -> tup
     if no_pretrained or (cfg.resume and pretrained.was_started_from_scratch(checkpoint)):
         return checkpoint, [*notes, pretrained.start_from_scratch(cfg, backbone_type)]
     if cfg.load_from:
-        if checkpoint and 'detector' not in cfg.model:  # wrappers have names of their own for what they wrap
-            state = checkpoint.get('state_dict', checkpoint)
-            state = {str(name).removeprefix('module.'): tensor for name, tensor in state.items()}
-            if hcgnet := preflight.hcgnet_of(cfg):
-                check_fit(os.path.abspath(cfg.load_from), state, hcgnet, 'backbone')
+        # Wrappers have names of their own for what they wrap
+        if checkpoint and 'detector' not in cfg.model and (hcgnet := preflight.hcgnet_of(cfg)):
+            check_fit(os.path.abspath(cfg.load_from), state_of(checkpoint), hcgnet, 'backbone')
         pretrained.drop_pretrained(cfg)
     else:
         pretrained.find_pretrained(cfg)
@@ -224,6 +218,14 @@ def _build_runner(cfg: Config) -> Runner:
     if cfg.get('visualizer'):
         cfg.visualizer.name = f'visualizer_{next(_run_numbers)}'
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _keep_predictions(runner: Runner, cfg: Config, out: str | Path) -> None:
+    from mmdet.evaluation import DumpDetResults
+    from mmengine.evaluator import DumpResults
+
+    dump = DumpResults if is_classifier(cfg) else DumpDetResults
+    runner.test_evaluator.metrics.append(dump(out_file_path=str(out)))
 
 
 def _join_cpu_processes(cfg: Config) -> None:

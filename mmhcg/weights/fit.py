@@ -16,20 +16,20 @@ from mmhcg.stack.checkpoints import CheckpointError
 from mmhcg.weights.entries import FULL, HALF, form_fault, value_fault
 
 
-def load_weights(source: str | Path, content: Any, module: Module) -> None:
+def state_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights of a checkpoint by name, without the `module.` of DataParallel."""
+    state = content.get('state_dict', content)
+    return {str(name).removeprefix('module.'): entry for name, entry in state.items()}
+
+
+def load_weights(source: str | Path, content: Mapping[str, Any], module: Module) -> None:
     """Load all of a module's weights from a checkpoint of it, or of the detector whose backbone it is.
 
     Raises:
         CheckpointError: As `check_fit`.
     """
-
-    def has_backbone(names: Iterable[str]) -> bool:
-        return any(name.startswith('backbone.') for name in names)
-
-    state, prefix = content.get('state_dict', content) if isinstance(content, dict) else content, None
-    if isinstance(state, dict):
-        state = {str(name).removeprefix('module.'): entry for name, entry in state.items()}
-        prefix = 'backbone' if has_backbone(state) and not has_backbone(module.state_dict()) else None
+    state = state_of(content)
+    prefix = 'backbone' if _of_backbone(state) and not _of_backbone(module.state_dict()) else None
     # Strict but for the counters of BatchNorm, which old files lack
     module.load_state_dict(check_fit(source, state, module, prefix), strict=False)
 
@@ -96,15 +96,16 @@ def _faults(found: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> Iterable[
 
 def _advice(names: Collection[str], wanted: Collection[str], prefix: str | None) -> str:
     """What to do about a file with these names."""
-
-    def of_backbone(names: Iterable[str]) -> set[str]:
-        return {name.removeprefix('backbone.') for name in names if name.startswith('backbone.')}
-
-    if not prefix and of_backbone(names) and not of_backbone(wanted):
+    if not prefix and _of_backbone(names) and not _of_backbone(wanted):
         return "It holds a whole model: add prefix='backbone.' to init_cfg."
-    if not of_backbone(names) and (set(wanted) if prefix else of_backbone(wanted)) & set(names):
+    if not _of_backbone(names) and (set(wanted) if prefix else _of_backbone(wanted)) & set(names):
         return (
             "It holds a backbone alone: such weights go into the backbone's init_cfg=dict(type='Pretrained', "
             'checkpoint=FILE), without a prefix.'
         )
     return "Is it another model's, or one of the authors' files, which `mmhcg convert_checkpoint` converts?"
+
+
+def _of_backbone(names: Iterable[str]) -> set[str]:
+    """What a detector's backbone has of these names, as the backbone calls it."""
+    return {name.removeprefix('backbone.') for name in names if name.startswith('backbone.')}
