@@ -296,6 +296,14 @@ def test_a_slip_is_told_and_a_name_of_ones_own_is_not():
         assert load_config('mmhcg::mask_rcnn_hcgnet_b_fpn_1x_coco.py', {option: 'x'})
 
 
+def test_a_norm_of_mmcv_is_refused_before_the_run_and_fine_elsewhere(tiny):
+    cfg = load_config(tiny / 'tiny.py', {'model.neck.norm_cfg.type': 'MMSyncBN'})
+    preflight.check_model(cfg)
+    cfg.model.backbone.norm_cfg = dict(type='MMSyncBN')
+    with pytest.raises(UserError, match=r"norm_cfg must be .* BN, SyncBN or GN, not .*'MMSyncBN'"):
+        preflight.check_model(cfg)
+
+
 def test_backbones_that_need_numbers_or_are_functions_pass(tiny):
     class Numbers(HCGNet):
         def __init__(self, **options):
