@@ -8,10 +8,11 @@ pytest.importorskip('mmdet')
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from torch import nn
+from torchvision.ops import masks_to_boxes
 
 from mmhcg.runs.config import load_config
 from mmhcg.runs.pretrained import without_pretrained
-from mmhcg.swap.rehearsal import build_untrained, rehearse
+from mmhcg.swap.rehearsal import build_untrained, rehearse, train_once
 
 RETINANET = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 # What each needs beside images and boxes, and a loss that depends on it.
@@ -135,3 +136,72 @@ def test_boxes_are_few_and_end_where_the_image_does():
     head = build_untrained(cfg).bbox_head
     assert head.bbox_coder.clip_border
     assert head.test_cfg.max_per_img == 20
+
+
+def given(name, shape, images):
+    """What a detector of MMDetection is given to learn from: images and what is true of each."""
+    model = build_untrained(load_config(f'mmdet::{name}'))
+    seen = []
+
+    def loss(inputs, samples):
+        seen.append((inputs, samples))
+        return dict(loss=torch.ones((), requires_grad=True))
+
+    model.loss = loss
+    train_once(model, shape, images)
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ('name', 'classes', 'stuff', 'masks', 'proposals'),
+    [
+        ('condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py', 80, None, True, False),
+        ('panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', 80, (80, 132), True, False),
+        ('htc/htc_r50_fpn_1x_coco.py', 80, (0, 182), True, False),
+        ('fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py', 80, None, False, True),
+        ('rpn/rpn_r50_fpn_1x_coco.py', 1, None, False, False),
+    ],
+)
+def test_all_that_is_told_of_an_image_agrees(name, classes, stuff, masks, proposals):
+    height, width = shape = (96, 128)
+    inputs, samples = given(name, shape, images=3)
+    assert inputs.shape == (3, 3, *shape)
+    assert inputs.std() > 0.5
+    assert not inputs[0].equal(inputs[1])
+    assert len(samples) == 3
+    for sample in samples:
+        for size in (sample.img_shape, sample.ori_shape, sample.pad_shape, sample.batch_input_shape):
+            assert tuple(size) == shape
+        assert sample.border == (0, height, 0, width)
+        assert sample.scale_factor == (1, 1) and sample.flip is False
+        truth = sample.gt_instances
+        assert (truth.bboxes[:, :2] >= 0).all() and (truth.bboxes[:, 2:] > truth.bboxes[:, :2] + 8).all()
+        assert (truth.bboxes[:, 2:] <= torch.tensor([width, height])).all()
+        assert truth.bboxes[0].tolist() == [3, 5, 125, 91]
+        assert ((truth.labels >= 0) & (truth.labels < classes)).all()
+        assert classes == 1 or len(truth.labels.unique()) > 1
+        assert truth.instances_ids.tolist() == list(range(len(truth.bboxes)))
+        assert len(sample.ignored_instances) == 0 and sample.ignored_instances.labels.dtype == torch.long
+        assert ('masks' in truth) == masks
+        if masks:
+            assert truth.masks.masks.dtype == 'uint8' and truth.masks.masks.max() == 1
+            around = masks_to_boxes(torch.from_numpy(truth.masks.masks)) + torch.tensor([0, 0, 1, 1])
+            assert around.equal(truth.bboxes)
+        assert ('gt_sem_seg' in sample) == bool(stuff)
+        if stuff:
+            assert sample.gt_sem_seg.sem_seg.shape == (1, *shape)
+            halves = sample.gt_sem_seg.sem_seg.split(width // 2, dim=2)
+            assert [half.unique().tolist() for half in halves] == [[label] for label in stuff]
+        assert ('proposals' in sample) == proposals
+        if proposals:
+            assert sample.proposals.bboxes.equal(truth.bboxes + 2)
+
+
+def test_a_video_is_a_key_frame_and_another():
+    inputs, videos = given('qdtrack/qdtrack_faster-rcnn_r50_fpn_4e_base.py', (96, 128), images=3)
+    assert inputs.shape == (3, 2, 3, 96, 128)
+    assert len(videos) == 3
+    for video in videos:
+        assert (video.key_frames_inds, video.ref_frames_inds) == ([0], [1])
+        assert [frame.frame_id for frame in video] == [0, 1]
+        assert [frame.img_shape for frame in video] == [(96, 128)] * 2

@@ -190,8 +190,8 @@ def _sample(model: nn.Module, shape: tuple[int, int], frame: int = 0) -> DetData
     sample.ignored_instances = InstanceData(bboxes=boxes[:0], labels=torch.zeros(0, dtype=torch.long))
     stuff = _stuff(model)
     if stuff:
-        halves = torch.arange(width).mul(2).div(width, rounding_mode='floor').expand(1, *shape)
-        sample.gt_sem_seg = PixelData(sem_seg=torch.where(halves == 0, stuff[0], stuff[-1]))
+        left = (torch.arange(width) < width / 2).expand(1, *shape)
+        sample.gt_sem_seg = PixelData(sem_seg=torch.where(left, stuff[0], stuff[-1]))
     if hasattr(model, 'roi_head') and not model.with_rpn:
         sample.proposals = InstanceData(bboxes=boxes + 2)
     return sample
