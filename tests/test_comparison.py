@@ -25,7 +25,10 @@ def words(text):
 
 @pytest.mark.slow
 def test_sizes_before_and_now_and_both_steps(both):
-    lines = words(compare_detectors(*both, (64, 96)))
+    told = []
+    lines = words(compare_detectors(*both, (64, 96), told.append))
+    assert [text.split()[0] for text in told] == ['building', 'measuring']
+    assert lines[0] == ['stride', 'channels', 'before', 'now']
     assert lines[1:5] == LEVELS
     counted = [count_complexity(build_detector(cfg), (64, 96)) for cfg in both]
     for line, title, field, unit, letter in (
@@ -67,7 +70,9 @@ def test_a_backbone_without_gradient_fails(both, monkeypatch):
 def test_where_the_old_detector_fails_too_both_are_told_with_what_can_be_computed(both):
     for cfg in both:
         cfg.model.test_cfg.min_bbox_size = 'small'
-    lines = compare_detectors(*both, (64, 96)).splitlines()
+    told = []
+    lines = compare_detectors(*both, (64, 96), told.append).splitlines()
+    assert [text.split()[:2] for text in told][1:] == [['it', 'fails;'], ['measuring', 'both']]
     assert [line.split() for line in lines[1:5]] == LEVELS
     assert lines[-3].startswith('a training step: loss')
     assert lines[-2].startswith('the new detector fails in a prediction: ')

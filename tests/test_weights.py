@@ -389,6 +389,7 @@ def test_odd_tensors_are_refused(tmp_path, odd):
             r'fc_cls\.bias has shape \(0,\) inst',
         ),
         (lambda s: s['bbox_head.fc_cls.weight'].fill_(float('inf')), 'NaN or infinity'),
+        (lambda s: s.update({'classifier.bias': torch.zeros(1000)}), r'classifier\.bias is unknown'),
     ],
 )
 def test_what_is_no_detection_file_is_refused_with_the_entry(tmp_path, damage, message, detection):
@@ -420,6 +421,29 @@ def test_kind_and_direction_must_be_those_of_the_file(tmp_path, detection):
     torch.save({'layer1.weight': torch.ones(1), 'fc.bias': torch.ones(1)}, tmp_path / 'resnet.pth')
     with pytest.raises(WeightsError, match=r'none of its 2 names is .* detection file: layer1\.weight,'):
         convert_checkpoint(tmp_path / 'resnet.pth', 'detection')
+
+
+@pytest.mark.parametrize('convert', [convert_checkpoint, restore_checkpoint])
+@pytest.mark.parametrize(
+    ('name', 'kind'), [('layer1.weight', 'classification'), ('backbone.layer1.weight', 'detection')]
+)
+def test_other_networks_are_no_file_of_the_kind_that_they_look_like(tmp_path, convert, name, kind):
+    torch.save({name: torch.ones(1)}, tmp_path / 'resnet.pth')
+    with pytest.raises(
+        WeightsError, match=rf'resnet\.pth: none of its 1 names is that of a {kind} file: {name}$'
+    ):
+        convert(tmp_path / 'resnet.pth')
+
+
+@pytest.mark.parametrize(
+    ('part', 'missing'),
+    [('neck', 'neck.lateral_convs.0.conv.weight'), ('roi_head', 'roi_head.bbox_head.fc_cls.weight')],
+)
+def test_a_detector_without_a_part_does_not_pass_for_a_classifier(tmp_path, detection, part, missing):
+    entries = {name: entry for name, entry in detection[2].items() if not name.startswith(f'{part}.')}
+    torch.save(entries, tmp_path / 'part.pth')
+    with pytest.raises(WeightsError, match=rf'part\.pth fits no variant .*\n  {missing} is missing'):
+        restore_checkpoint(tmp_path / 'part.pth')
 
 
 class Payload:

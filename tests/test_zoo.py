@@ -10,6 +10,7 @@ import yaml
 from tiny_run import REPO, load_tool
 
 from mmhcg.analysis.tables import read_table, write_rows
+from mmhcg.runs import UserError
 from mmhcg.swap import zoo
 from mmhcg.swap.zoo import Row, all_configs, build_both, run_zoo
 
@@ -72,7 +73,15 @@ def test_a_family_is_tried_until_one_of_its_configs_runs(tmp_path, monkeypatch):
 def test_configs_are_sorted_with_the_reason(name, status, built, reason):
     row = build_both(name)
     assert (row.config, row.status, row.built) == (name, status, built)
-    assert reason in row.reason
+    assert reason in row.reason and bool(reason) == bool(row.reason)
+
+
+def test_a_reason_is_one_line_without_folders_of_this_machine():
+    error = UserError(f'no\n  map in {zoo.CONFIGS}/a/b.py, nor in /home/me/c.py: {"x" * 300}')
+    told = zoo._short(error)
+    assert told.startswith('UserError: no map in a/b.py, nor in (path): xxx') and len(told) == 300
+    error.__cause__ = KeyError('type')
+    assert zoo._short(error).startswith('KeyError: no map')
 
 
 def crash(argument):
@@ -92,7 +101,7 @@ def test_nothing_stops_the_others(monkeypatch):
     rows = {row.config: row for row in zoo._each(crash, names, jobs=2)}
     assert rows.keys() == set(names)
     assert rows['one'].status == rows['two'].status == 'replaceable'
-    assert 'ended with 3' in rows['crash'].reason
+    assert rows['crash'].status == 'crashed' and 'ended with 3' in rows['crash'].reason
     assert 'more than 1 seconds' in rows['hang'].reason
     assert 'ended with 1' in rows['raise'].reason
 

@@ -131,7 +131,7 @@ def restore_checkpoint(src: str | Path, kind: str = 'auto') -> tuple[dict[str, T
     entries = read_entries(src)
     kind = _kind_of(src, entries, 'ours', kind)
     taken, left_over = entries, tuple[str, ...]()
-    if kind == 'classification' and _any(entries, 'backbone.') and not _any(entries, 'stem.'):
+    if kind == 'classification' and _any(entries, 'backbone.'):
         left_over = tuple(name for name in entries if not name.startswith('backbone.'))
         taken = {name.removeprefix('backbone.'): entries[name] for name in entries if name not in left_over}
     classes = max(_rows(src, entries, 'roi_head.mask_head.conv_logits.bias', COCO_CLASSES), 1)

@@ -30,8 +30,9 @@ def load_weights(source: str | Path, content: Mapping[str, Any], module: Module)
     """
     state = state_of(content)
     prefix = 'backbone' if _of_backbone(state) and not _of_backbone(module.state_dict()) else None
-    # Strict but for the counters of BatchNorm, which old files lack
-    module.load_state_dict(check_fit(source, state, module, prefix), strict=False)
+    module.load_state_dict(
+        check_fit(source, state, module, prefix)
+    )  # BatchNorm sets counters that are not there
 
 
 def check_fit(
