@@ -59,10 +59,10 @@ def test_the_step_that_fails_is_named(both, change, fault):
 
 def test_a_backbone_without_gradient_fails(both, monkeypatch):
     def train_once(model):
-        return {'loss': 1.0}, () if isinstance(model.backbone, ResNet) else ('stem.0.conv.weight',)
+        return {'loss': 1.0}, () if isinstance(model.backbone, ResNet) else tuple('abcd')
 
     monkeypatch.setattr(comparison, 'train_once', train_once)
-    with pytest.raises(UserError, match=r'a training step: .*no gradient reaches stem\.0\.conv\.weight'):
+    with pytest.raises(UserError, match=r'a training step: .*no gradient reaches a, b, c of the'):
         compare_detectors(*both, (64, 96))
 
 

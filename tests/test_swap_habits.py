@@ -10,7 +10,7 @@ from torch import nn
 
 from mmhcg.runs import UserError
 from mmhcg.runs.config import build_detector, load_config
-from mmhcg.swap import swap_backbone
+from mmhcg.swap import measure_config, swap_backbone
 from mmhcg.swap.old import count_frozen
 
 RETINANET = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
@@ -150,6 +150,7 @@ def test_checkpointing_stays(cfg):
 
 def test_images_of_other_channels(cfg):
     cfg.model.backbone.in_channels = 4
+    assert [level.channels for level in measure_config(cfg)] == [64, 128, 256, 512]
     backbone = swapped(cfg)
     assert (backbone.in_channels, backbone.init_cfg, backbone.frozen_stages) == (4, None, -1)
     backbone = swapped(cfg, pretrained='four_channels.pth')

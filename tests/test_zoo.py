@@ -74,6 +74,7 @@ def test_configs_are_sorted_with_the_reason(name, status, built, reason):
     row = build_both(name)
     assert (row.config, row.status, row.built) == (name, status, built)
     assert reason in row.reason and bool(reason) == bool(row.reason)
+    assert (row.parameters > 10_000_000) == (status in ('replaceable', 'refused'))
 
 
 def test_a_reason_is_one_line_without_folders_of_this_machine():
@@ -131,9 +132,9 @@ def test_a_second_run_goes_on_where_the_first_ended(monkeypatch, tmp_path, capsy
 def test_a_backbone_without_gradient_is_not_called_ok(monkeypatch):
     from mmhcg.swap.rehearsal import Rehearsal
 
-    monkeypatch.setattr(zoo, 'rehearse', lambda model: Rehearsal({'loss': 1.0}, ('stem.0.conv.weight',), 0))
+    monkeypatch.setattr(zoo, 'rehearse', lambda model: Rehearsal({'loss': 1.0}, tuple('abcd'), 0))
     row = zoo.run_swapped(Row(RETINANET, 'replaceable', built='ok', control='ok'))
-    assert row.swapped == 'no gradient: stem.0.conv.weight'
+    assert row.swapped == 'no gradient: a, b, c'
 
 
 def test_what_fails_after_the_original_was_built_is_our_fault(monkeypatch):
@@ -142,7 +143,20 @@ def test_what_fails_after_the_original_was_built_is_our_fault(monkeypatch):
 
     monkeypatch.setattr(zoo, 'swap_backbone', fail)
     row = build_both(RETINANET)
-    assert (row.status, row.built) == ('replaceable', 'RuntimeError: ours')
+    assert (row.status, row.built, row.reason) == ('replaceable', 'RuntimeError: ours', '')
+    assert row.parameters > 10_000_000
+
+
+def hold(path):
+    with open(path, 'x'):
+        time.sleep(0.1)
+    os.remove(path)
+    return Row(path, 'no backbone')
+
+
+def test_no_more_run_at_once_than_asked_for(tmp_path):
+    rows = list(zoo._each(hold, [str(tmp_path / 'held')] * 3, jobs=1))
+    assert [row.status for row in rows] == ['no backbone'] * 3
 
 
 def die(row):

@@ -49,7 +49,7 @@ def build_backbone(cfg: Config) -> nn.Module:
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     backbone = alone(backbone)
     if backbone.get('pretrained'):  # which some download when they are built
-        backbone.pretrained = type(backbone.pretrained)()
+        backbone.pretrained = None
     try:
         return MODELS.build(backbone)
     except Exception as error:  # of any backbone's constructor

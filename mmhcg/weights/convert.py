@@ -202,7 +202,7 @@ def _wanted(kind: str, classes: int, entry: Callable[[str, str, Tensor], Entry])
 
 def _check_classifier(src: str | Path, entries: Mapping[str, Tensor], channels: int) -> None:
     """It may be left over, but one that does not belong to the trunk casts doubt on the whole file."""
-    weight, bias = (entries.get(name, torch.empty(0, dtype=torch.int)) for name in CLASSIFIER)
+    weight, bias = (entries.get(name, torch.empty(0)) for name in CLASSIFIER)
     fits = weight.is_floating_point() and bias.is_floating_point()
     if not fits or weight.shape != (_rows(src, entries, 'classifier.bias', 0), channels):
         found = {
