@@ -37,6 +37,7 @@ def test_sizes_before_and_now_and_both_steps(both):
     ):
         before, now = (f'{sum(getattr(part, field) for part in parts) / unit:.2f}' for parts in counted)
         assert line == [title, before, letter, now, letter]
+    assert lines[7] == ['(image', 'of', '64x96)']
     assert lines[8][:4] == ['a', 'training', 'step:', 'loss']
     assert lines[9][:3] == ['a', 'prediction:', 'done,']
 
@@ -64,6 +65,15 @@ def test_a_backbone_without_gradient_fails(both, monkeypatch):
     monkeypatch.setattr(comparison, 'train_once', train_once)
     with pytest.raises(UserError, match=r'a training step: .*no gradient reaches a, b, c of the'):
         compare_detectors(*both, (64, 96))
+
+
+def test_detectors_that_tell_no_objects_apart_predict_too(both, monkeypatch):
+    monkeypatch.setattr(comparison, 'train_once', lambda model: ({'loss': 1.2345}, ()))
+    monkeypatch.setattr(comparison, 'predict_once', lambda model: None)
+    assert compare_detectors(*both, (64, 96)).splitlines()[-2:] == [
+        'a training step: loss 1.23, with a gradient for all of the backbone that trains',
+        'a prediction: done',
+    ]
 
 
 @pytest.mark.slow

@@ -45,11 +45,15 @@ def test_a_family_is_tried_until_one_of_its_configs_runs(tmp_path, monkeypatch):
         return replace(row, control='fails' if 'broken' in row.config else 'ok')
 
     monkeypatch.setattr(zoo, 'all_configs', lambda: list(sizes))
-    monkeypatch.setattr(zoo, '_each', lambda function, arguments, jobs: map(function, arguments))
+    jobs_of = {}
+    monkeypatch.setattr(
+        zoo, '_each', lambda f, arguments, jobs: jobs_of.update({f: jobs}) or map(f, arguments)
+    )
     monkeypatch.setattr(zoo, 'build_both', build)
     monkeypatch.setattr(zoo, 'run_control', control)
     monkeypatch.setattr(zoo, 'run_swapped', lambda row: replace(row, swapped='ok'))
-    rows = {row.config: (row.control, row.swapped) for row in run_zoo(tmp_path / 'zoo.csv')}
+    rows = {row.config: (row.control, row.swapped) for row in run_zoo(tmp_path / 'zoo.csv', jobs=5)}
+    assert list(jobs_of.values()) == [5, 5, 5]
     assert tried == ['a/broken.py', 'b/only.py', 'a/small.py']
     assert rows == {
         'a/big.py': ('', ''),

@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 
-from mmhcg.runs.config import alone, dicts_of
+from mmhcg.runs.config import alone, class_name, dicts_of
 from mmhcg.swap.old import SwapError
 
 
@@ -21,7 +21,7 @@ def refuse_dependence(detector: ConfigDict) -> None:
                 f'{path} holds a backbone of its own ({own[0]}), which is fed with maps of this one'
             )
         if path.endswith('.shared_head') and 'in_channels' not in node:
-            kind = _name(node)
+            kind = class_name(node)
             raise SwapError(f'{path} ({kind}) is the last stage of the old backbone and reads no other')
 
 
@@ -80,7 +80,7 @@ def _replaced(value: Any, old: Sequence[int], new: Sequence[int], single: bool) 
 
 def _nobody_reads(neck: ConfigDict | None, old: Sequence[int]) -> str:
     if neck and 'in_channels' not in neck:
-        return f'this is no detector: its neck ({_name(neck)}) has no `in_channels`, as of a classifier'
+        return f'this is no detector: its neck ({class_name(neck)}) has no `in_channels`, as of a classifier'
     return f'nothing that reads the backbone has `in_channels` of {list(old)}, its channels'
 
 
@@ -93,9 +93,3 @@ def _pass_on(neck: ConfigDict, heads: Sequence[ConfigDict], old: Sequence[int], 
     for head in heads:
         if head.get('in_channels') == out:
             head.in_channels = neck.out_channels
-
-
-def _name(node: ConfigDict) -> str:
-    """Of its type, which is a class in pure-Python configs."""
-    kind = node.get('type')
-    return getattr(kind, '__name__', kind)
