@@ -299,6 +299,8 @@ def test_classifier_of_the_authors_file_is_kept(tmp_path):
     load_tool('convert_checkpoint').main(argv)
     state = load_checkpoint_file(tmp_path / 'b.safetensors')
     backbone, _ = convert_checkpoint(tmp_path / 'b.pth.tar')
+    report = convert_checkpoint(tmp_path / 'b.pth.tar', with_classifier=True)[1]
+    assert (report.kind, report.arch, report.left_over) == ('classification', 'b', ())
     expected = {f'backbone.{name}': entry for name, entry in backbone.items()}
     expected |= {f'head.fc.{name}': entries[f'classifier.{name}'] for name in ('weight', 'bias')}
     assert state.keys() == expected.keys()

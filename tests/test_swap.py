@@ -306,6 +306,8 @@ def test_backbones_that_return_no_maps_are_refused(odd):
     for network in (Odd(odd), Odd('good', odd)):
         with pytest.raises(SwapError, match='Odd returns something else than a map for each level'):
             measure_levels(network)
+    with pytest.raises(SwapError, match="Odd does not run on an image: KeyError: 'absent'"):
+        measure_levels(Odd('absent'))
 
 
 def test_a_number_of_several_levels_is_nobodys():

@@ -126,10 +126,20 @@ def test_a_pure_python_config_is_written_whole(tmp_path, capsys, tool):
 
 
 def test_a_file_that_would_read_differently_is_refused(mine):
-    old, new = load_config(mine), swap_backbone(mine)
-    old.model.neck.out_channels = new.model.neck.out_channels = 7  # as no file says
-    with pytest.raises(UserError, match=r'no file can inherit from .*: it reads differently'):
-        config_text(mine, old, new)
+    for base in (mine, RETINANET):
+        old, new = load_config(base), swap_backbone(base)
+        old.model.neck.out_channels = new.model.neck.out_channels = 7  # as no file says
+        with pytest.raises(UserError, match=f'no file can inherit from {base}: it reads differently'):
+            config_text(base, old, new)
+
+
+def test_a_disk_that_refuses_is_told(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(Path, 'mkdir', refuse)
+    with pytest.raises(UserError, match='No space left on device'):
+        write_config('', tmp_path / 'new.py')
 
 
 def test_the_tool_prints(mine, capsys, tool):

@@ -27,7 +27,7 @@ from mmhcg.weights import (
     restore_checkpoint,
     save_weights,
 )
-from mmhcg.weights.entries import FULL, form_fault
+from mmhcg.weights.entries import FULL, form_fault, tensors_of
 from mmhcg.weights.fit import check_fit
 
 TOOL = REPO / 'tools' / 'convert_checkpoint.py'
@@ -389,6 +389,10 @@ def test_odd_tensors_are_refused(tmp_path, odd):
             r'fc_cls\.bias has shape \(0,\) inst',
         ),
         (lambda s: s['bbox_head.fc_cls.weight'].fill_(float('inf')), 'NaN or infinity'),
+        (
+            lambda s: s.update({'rpn_head.rpn_cls.bias': torch.zeros(3, dtype=torch.int64)}),
+            r'rpn_cls\.bias is of type torch\.int64 instead of torch\.float32',
+        ),
         (lambda s: s.update({'classifier.bias': torch.zeros(1000)}), r'classifier\.bias is unknown'),
     ],
 )
@@ -421,6 +425,14 @@ def test_kind_and_direction_must_be_those_of_the_file(tmp_path, detection):
     torch.save({'layer1.weight': torch.ones(1), 'fc.bias': torch.ones(1)}, tmp_path / 'resnet.pth')
     with pytest.raises(WeightsError, match=r'none of its 2 names is .* detection file: layer1\.weight,'):
         convert_checkpoint(tmp_path / 'resnet.pth', 'detection')
+
+
+def test_each_tensor_is_found_once_with_its_path_in_whatever_holds_it():
+    shared = torch.ones(1)
+    content = {'a': shared, 'b': [shared, {3: torch.zeros(1)}], 'c': (shared, torch.ones(2), 'x')}
+    content['b'].append(content)
+    assert [path for path, _ in tensors_of(content)] == ['a', 'b.1.3', 'c.1']
+    assert [path for path, _ in tensors_of(shared)] == ['']
 
 
 @pytest.mark.parametrize('convert', [convert_checkpoint, restore_checkpoint])

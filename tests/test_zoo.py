@@ -141,6 +141,16 @@ def test_a_backbone_without_gradient_is_not_called_ok(monkeypatch):
     assert row.swapped == 'no gradient: a, b, c'
 
 
+@pytest.mark.parametrize(('run', 'field'), [(zoo.run_control, 'control'), (zoo.run_swapped, 'swapped')])
+def test_a_detector_that_does_not_run_has_the_reason(monkeypatch, run, field):
+    def fail(model):
+        raise RuntimeError('no loss')
+
+    monkeypatch.setattr(zoo, 'rehearse', fail)
+    row = Row(RETINANET, 'replaceable', built='ok', control='ok')
+    assert run(row) == replace(row, **{field: 'RuntimeError: no loss'})
+
+
 def test_what_fails_after_the_original_was_built_is_our_fault(monkeypatch):
     def fail(cfg):
         raise RuntimeError('ours')
