@@ -148,10 +148,11 @@ def test_branches_in_training_are_refused():
 def test_all_readers_but_teachers_change():
     cfg = load_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py')
     cfg.model.aux_head = dict(type='Aux', in_channels=[64, 128, 256, 512])
+    cfg.model.roi_head = dict(shared_head=dict(type='Own', in_channels=[64, 128, 256, 512]))
     cfg.model.teacher = dict(neck=dict(in_channels=[64, 128, 256, 512]))
     cfg.model.bbox_head.in_channels = 64  # as many as C2 has, but it reads the neck
     model = swap_backbone(cfg).model
-    assert model.aux_head.in_channels == [160, 368, 952, 1244]
+    assert model.aux_head.in_channels == model.roi_head.shared_head.in_channels == [160, 368, 952, 1244]
     assert (model.teacher, model.bbox_head.in_channels) == (cfg.model.teacher, 64)
 
 
