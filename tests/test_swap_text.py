@@ -1,5 +1,6 @@
 """A swapped config as a file, and the command that prints or writes it."""
 
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tiny_run import load_tool
 from mmhcg.runs import UserError
 from mmhcg.runs.config import build_detector, load_config
 from mmhcg.swap import config_text, swap_backbone, write_config
+from mmhcg.swap.text import _text
 
 RETINANET = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 PURE = """
@@ -103,8 +105,10 @@ def test_weights_of_the_whole_old_detector_are_dropped(tmp_path):
     assert new.model.backbone.init_cfg.checkpoint == 'checkpoints/hcgnet_b_in1k.safetensors'
     write_config(config_text(name, old, new), tmp_path / 'swapped.py')
     assert Config.fromfile(tmp_path / 'swapped.py').load_from is None
-    new = swap_backbone('mmdet::mask2former_vis/mask2former_r50_8xb2-8e_youtubevis2019.py')
+    name = 'mmdet::mask2former_vis/mask2former_r50_8xb2-8e_youtubevis2019.py'
+    new = swap_backbone(name)
     assert new.model.init_cfg is None
+    assert '\n    init_cfg=None,\n' in config_text(name, load_config(name), new)
 
 
 def test_a_pure_python_config_is_written_whole(tmp_path, capsys, tool):
@@ -116,13 +120,27 @@ def test_a_pure_python_config_is_written_whole(tmp_path, capsys, tool):
             tool([path, *options])
         out, err = capsys.readouterr()
         assert out == ''
-        assert f'no file can inherit from {path}' in err
+        assert re.search(rf'no file can inherit from {path}: \w+Error: ', err)
         assert f"mmhcg.swap_backbone('{path}').dump(" in err
     assert not (tmp_path / 'new.py').exists()
     swap_backbone(path).dump(tmp_path / 'new.py')
     cfg = Config.fromfile(tmp_path / 'new.py')
     assert cfg.model.backbone.norm_cfg == dict(type='SyncBN', requires_grad=True)
     assert cfg.model.neck.in_channels == [160, 368, 952, 1244]
+
+
+@pytest.mark.parametrize('indent', [0, 8])
+def test_lines_have_less_than_100_characters(indent):
+    fits, long = (['x' * (length - indent - len("['']"))] for length in (99, 100))
+    assert _text(fits, indent) == repr(fits)
+    assert _text(long, indent).splitlines() == ['[', f'{" " * (indent + 4)}{long[0]!r},', f'{" " * indent}]']
+
+
+def test_nothing_is_written_but_what_was_asked_for(mine, tmp_path, monkeypatch):
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    assert config_text(mine, load_config(mine), swap_backbone(mine))
+    assert os.listdir() == []
 
 
 def test_a_file_that_would_read_differently_is_refused(mine):

@@ -157,7 +157,8 @@ def test_what_fails_after_the_original_was_built_is_our_fault(monkeypatch):
 
     monkeypatch.setattr(zoo, 'swap_backbone', fail)
     row = build_both(RETINANET)
-    assert (row.status, row.built, row.reason) == ('replaceable', 'RuntimeError: ours', '')
+    assert (row.config, row.status, row.reason) == (RETINANET, 'replaceable', '')
+    assert row.built == 'RuntimeError: ours'
     assert row.parameters > 10_000_000
 
 

@@ -91,7 +91,7 @@ def _text(value: Any, indent: int = 0) -> str:
         items = [_text(child, indent + 4) for child in value]
         start, end = '[]' if isinstance(value, list) else ('(', ',)' if len(value) == 1 else ')')
     line = f'{start}{", ".join(items)}{end}'
-    if len(line) + indent < LINE and '\n' not in line:
+    if len(line) + indent < LINE:  # which no line of several is
         return line
     return (
         f'{start}\n'
