@@ -448,6 +448,20 @@ def test_other_networks_are_no_file_of_the_kind_that_they_look_like(tmp_path, co
 
 
 @pytest.mark.parametrize(
+    ('classes', 'message'),
+    [
+        (100_000, 'fits no variant'),
+        (100_001, 'conv_logits.bias is for 100001 classes, and 100000 are the most'),
+    ],
+)
+def test_a_claim_of_many_classes_is_refused_on_the_way_back_too(tmp_path, classes, message):
+    entries = {'backbone.stem.0.conv.weight': 1, 'roi_head.mask_head.conv_logits.bias': classes}
+    torch.save({name: torch.zeros(size) for name, size in entries.items()}, tmp_path / 'many.pth')
+    with pytest.raises(WeightsError, match=rf'many\.pth.* {message}'):
+        restore_checkpoint(tmp_path / 'many.pth')
+
+
+@pytest.mark.parametrize(
     ('part', 'missing'),
     [('neck', 'neck.lateral_convs.0.conv.weight'), ('roi_head', 'roi_head.bbox_head.fc_cls.weight')],
 )

@@ -34,7 +34,8 @@ def test_all_configs_are_those_that_mmdetection_has_trained_and_no_bases():
 
 
 def test_a_family_is_tried_until_one_of_its_configs_runs(tmp_path, monkeypatch):
-    sizes = {'a/big.py': 3, 'a/broken.py': 1, 'a/small.py': 2, 'b/only.py': 9, 'c/unbuilt.py': 1}
+    sizes = {'a/big.py': 3, 'a/broken.py': 1, 'a/small.py': 2, 'b/only.py': 9}
+    sizes |= {'c/unbuilt.py': 1, 'd/broken.py': 5}
     tried = []
 
     def build(name):
@@ -54,13 +55,14 @@ def test_a_family_is_tried_until_one_of_its_configs_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, 'run_swapped', lambda row: replace(row, swapped='ok'))
     rows = {row.config: (row.control, row.swapped) for row in run_zoo(tmp_path / 'zoo.csv', jobs=5)}
     assert list(jobs_of.values()) == [5, 5, 5]
-    assert tried == ['a/broken.py', 'b/only.py', 'a/small.py']
+    assert tried == ['a/broken.py', 'd/broken.py', 'b/only.py', 'a/small.py']
     assert rows == {
         'a/big.py': ('', ''),
         'a/broken.py': ('fails', ''),
         'a/small.py': ('ok', 'ok'),
         'b/only.py': ('ok', 'ok'),
         'c/unbuilt.py': ('', ''),
+        'd/broken.py': ('fails', ''),
     }
     assert [row['config'] for row in zoo.read_table(tmp_path / 'zoo.csv')] == sorted(sizes)
 
@@ -211,7 +213,10 @@ def test_rows_of_other_software_are_not_kept(tmp_path, monkeypatch):
 def test_a_file_of_other_columns_and_no_jobs_are_refused(tmp_path, capsys):
     (tmp_path / 'other.csv').write_text('a,b\n1,2\n')
     for argv, message in (
-        (['--csv', str(tmp_path / 'other.csv')], 'is there and has other columns than config,status,'),
+        (
+            ['--csv', str(tmp_path / 'other.csv')],
+            f'the table {tmp_path}/other.csv is there and has other columns than config,status,',
+        ),
         (['--csv', str(tmp_path / 'new.csv'), '--jobs', '0'], '--jobs must be 1 or more'),
     ):
         with pytest.raises(SystemExit):
