@@ -457,7 +457,7 @@ def test_other_networks_are_no_file_of_the_kind_that_they_look_like(tmp_path, co
 def test_a_claim_of_many_classes_is_refused_on_the_way_back_too(tmp_path, classes, message):
     entries = {'backbone.stem.0.conv.weight': 1, 'roi_head.mask_head.conv_logits.bias': classes}
     torch.save({name: torch.zeros(size) for name, size in entries.items()}, tmp_path / 'many.pth')
-    with pytest.raises(WeightsError, match=rf'many\.pth.* {message}'):
+    with pytest.raises(WeightsError, match=rf'many\.pth.*{message}'):
         restore_checkpoint(tmp_path / 'many.pth')
 
 
