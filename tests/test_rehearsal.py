@@ -158,6 +158,7 @@ def given(name, shape, images):
         ('condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py', 80, None, True, False),
         ('panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', 80, (80, 132), True, False),
         ('htc/htc_r50_fpn_1x_coco.py', 80, (0, 182), True, False),
+        ('maskformer/maskformer_r50_ms-16xb1-75e_coco.py', 80, (80, 132), True, False),
         ('fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py', 80, None, False, True),
         ('rpn/rpn_r50_fpn_1x_coco.py', 1, None, False, False),
     ],
@@ -195,6 +196,17 @@ def test_all_that_is_told_of_an_image_agrees(name, classes, stuff, masks, propos
         assert ('proposals' in sample) == proposals
         if proposals:
             assert sample.proposals.bboxes.equal(truth.bboxes + 2)
+
+
+@pytest.mark.parametrize(
+    ('name', 'shape'),
+    [
+        ('ssd/ssd300_coco.py', (300, 300)),  # its anchors are made for this size
+        ('dino/dino-4scale_r50_8xb2-12e_coco.py', (192, 360)),  # with a position for each of 900 queries
+    ],
+)
+def test_images_are_of_the_size_that_a_model_insists_on(name, shape):
+    assert given(name, (64, 120), images=1)[0].shape == (1, 3, *shape)
 
 
 def test_a_video_is_a_key_frame_and_another():

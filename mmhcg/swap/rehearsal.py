@@ -202,7 +202,7 @@ def _classes(model: nn.Module) -> int:
     counts = [
         getattr(module, 'num_things_classes', getattr(module, 'num_classes', None))
         for name, module in model.named_modules()
-        if 'head' in name and 'rpn' not in name and 'semantic' not in name
+        if 'head' in name and 'rpn' not in name
     ]
     return min((count for count in counts if count), default=1)
 
