@@ -612,3 +612,16 @@ def test_counters_are_not_needed_and_wrappers_make_no_difference():
 def test_quantised_tensors_are_of_another_type():
     odd = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8)
     assert form_fault(odd, FULL) == 'is of type torch.quint8 instead of torch.float32 or torch.float64'
+
+
+def test_what_a_tensor_claims_is_what_it_stores_or_more_of_it():
+    assert form_fault(torch.zeros(1).expand(2), FULL) == 'claims 2 elements and stores 1'
+    assert form_fault(torch.zeros(2, 3).expand(2, 2, 3), FULL) == 'claims 12 elements and stores 6'
+    for whole in (
+        torch.zeros(2, 3),
+        torch.zeros(3, 2).T,
+        torch.zeros(4, 4)[:, :2],
+        torch.zeros(0, 5),
+        torch.zeros(()),
+    ):
+        assert form_fault(whole, FULL) is None
