@@ -33,3 +33,8 @@ def assert_gradients_equal(actual, expected):
     for name, gradient in expected.items():
         error = (actual[name] - gradient).abs().max()
         assert error <= 1e-10 * max(gradient.abs().max(), 1e-2 * largest), name
+
+
+def equal(one, other):
+    """Whether two state dicts are the same, bit by bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
