@@ -2,6 +2,7 @@
 
 import csv
 import os
+import sys
 import time
 from dataclasses import replace
 
@@ -166,14 +167,17 @@ def test_what_fails_after_the_original_was_built_is_our_fault(monkeypatch):
 
 def hold(path):
     with open(path, 'x'):
+        print('noise', flush=True)
+        print('noise', file=sys.stderr, flush=True)
         time.sleep(0.1)
     os.remove(path)
     return Row(path, 'no backbone')
 
 
-def test_no_more_run_at_once_than_asked_for(tmp_path):
+def test_no_more_run_at_once_than_asked_for_and_in_silence(tmp_path, capfd):
     rows = list(zoo._each(hold, [str(tmp_path / 'held')] * 3, jobs=1))
     assert [row.status for row in rows] == ['no backbone'] * 3
+    assert capfd.readouterr() == ('', '')
 
 
 def die(row):
