@@ -95,6 +95,7 @@ def test_freezing_is_that_of_the_old_backbone_or_as_asked(cfg):
         (dict(MOBILE, frozen_stages=5), 3),
         (dict(MOBILE, frozen_stages=7), 4),
         (dict(SWIN, frozen_stages=1), 1),
+        (dict(SWIN, frozen_stages=3), 3),  # whose stages have no convolutions
         (dict(type='CSPDarknet', frozen_stages=1), 1),
     ],
     ids=str,
