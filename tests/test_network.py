@@ -41,6 +41,11 @@ def test_sizes_are_the_published_ones(arch, classes, parameters, multiply_adds):
         assert round(count / 1e9, 3) == multiply_adds
 
 
+def test_a_trunk_of_nothing_in_particular_is_b():
+    with torch.device('meta'):
+        assert Trunk().out_channels == Trunk('b').out_channels
+
+
 def test_convolutions_start_as_he_et_al_say():
     """Equation 10 of He et al., 2015: normal, of variance 2 / inputs."""
     normalised = [

@@ -297,13 +297,13 @@ class Odd(nn.Module):
 
     def forward(self, images):
         feat = self.layer(F.avg_pool2d(images, 4))
-        answers = dict(good=[feat], none=None, mixed=[feat, 3], empty=[], flat=feat.flatten(1))
+        answers = dict(good=[feat], none=None, mixed=[feat, 3], empty=[], flat=feat.flatten(1), bare=feat)
         return answers[self.trained if self.training else self.tested]
 
 
 @pytest.mark.parametrize('odd', ['none', 'mixed', 'empty', 'flat'])
 def test_backbones_that_return_no_maps_are_refused(odd):
-    assert measure_levels(Odd('good')) == [Level(4, 4)]
+    assert measure_levels(Odd('good')) == measure_levels(Odd('bare')) == [Level(4, 4)]
     for network in (Odd(odd), Odd('good', odd)):
         with pytest.raises(SwapError, match='Odd returns something else than a map for each level'):
             measure_levels(network)
