@@ -54,15 +54,16 @@ _CLASSIFICATION = (
 
 
 def backbone_names(arch: str | dict) -> dict[str, str]:
-    """Our name of each entry of a trunk -> the authors' in the detection layout, without `backbone.`."""
+    """Our name of each entry of a trunk -> the authors' in the detection layout, without `backbone.`.
+
+    Of trunks with the stem for ImageNet; for CIFAR the authors published no files.
+    """
     variant = get_variant(arch)
-    layers = [('stem0.conv', 'stem')]
-    if variant.stem == 'imagenet':
-        layers = [
-            (f'stem{i}.{layer}', f'stem.{i}.{ours}')
-            for i in range(3)
-            for layer, ours in (('conv', 'conv'), ('bn1', 'norm'))
-        ]
+    layers = [
+        (f'stem{i}.{layer}', f'stem.{i}.{ours}')
+        for i in range(3)
+        for layer, ours in (('conv', 'conv'), ('bn1', 'norm'))
+    ]
     for stage, modules in enumerate(variant.blocks):
         if stage:
             layers += _transition(stage)
@@ -80,12 +81,10 @@ def _smg(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
 
 def _transition(stage: int) -> Iterator[tuple[str, str]]:
     """Its first norm emits the stage before, so it is that stage's here."""
-    moved = {
-        'conv1_1x1.bn1': f'stages.{stage - 1}.norm',
-        'conv1_1x1.conv': f'stages.{stage}.transition.conv1',
-    }
     for layer, ours in _SMG:
-        yield f'transition{stage + 1}.{layer}', moved.get(layer, f'stages.{stage}.transition.{ours}')
+        is_first = layer == 'conv1_1x1.bn1'
+        name = f'stages.{stage - 1}.norm' if is_first else f'stages.{stage}.transition.{ours}'
+        yield f'transition{stage + 1}.{layer}', name
 
 
 def _entries_of(layer: str) -> tuple[str, ...]:
