@@ -191,7 +191,7 @@ def alone(node: Any) -> Any:
     The constructor of mmcv's norm asks the other processes, of which there are none.
     """
     if isinstance(node, dict) and class_name(node) == 'HCGNet':
-        return node  # it takes no such norm, and says so itself
+        return ConfigDict(node)  # it takes no such norm, and says so itself
     if isinstance(node, dict):
         copy = {key: alone(value) for key, value in node.items()}
         return ConfigDict(copy, type='BN') if copy.get('type') == 'MMSyncBN' else ConfigDict(copy)

@@ -30,9 +30,8 @@ def load_weights(source: str | Path, content: Mapping[str, Any], module: Module)
     """
     state = state_of(content)
     prefix = 'backbone' if _of_backbone(state) and not _of_backbone(module.state_dict()) else None
-    module.load_state_dict(
-        check_fit(source, state, module, prefix)
-    )  # BatchNorm sets counters that are not there
+    # Counters that old files lack are set by BatchNorm itself
+    module.load_state_dict(check_fit(source, state, module, prefix))
 
 
 def check_fit(
