@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
 import resource
@@ -38,6 +39,19 @@ class Signal(Hook):
     def _send(self, runner: Runner, due: bool) -> None:
         if due and runner.rank == self.rank and self.is_here:
             os.kill(os.getpid(), self.number)
+
+
+class Threads(Hook):
+    """Writes the names of the threads that are left when Python ends into the work dir, a file a process."""
+
+    def before_run(self, runner: Runner) -> None:
+        # After what is registered later
+        atexit.register(write_threads, Path(runner.work_dir, f'{os.getpid()}.threads'))
+
+
+def write_threads(path: Path) -> None:
+    """The names of this process's threads, a line each; of Linux alone."""
+    path.write_text(''.join(name.read_text() for name in Path('/proc/self/task').glob('*/comm')))
 
 
 class DiskFull(Hook):

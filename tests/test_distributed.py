@@ -27,27 +27,34 @@ train_cfg = dict(max_epochs=4, val_interval=9)
 
 @pytest.mark.slow
 def test_torchrun_trains_with_two_processes(tmp_path):
-    write_config(tmp_path)
-    write_data(tmp_path)
+    environment = write_faulty(tmp_path)
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
-    command += [str(REPO / 'tools/train.py'), 'tiny.py', '--launcher', 'pytorch', '--no-pretrained']
-    command += ['--data-root', 'shapes', '--work-dir', 'two', '--cfg-options', 'train_cfg.max_epochs=1']
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    command += [str(REPO / 'tools/train.py'), *OPTIONS, '--cfg-options', 'train_cfg.max_epochs=1']
+    command += ['train_cfg.val_interval=1']
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    steps = [line for line in read_scalars(tmp_path / 'two') if 'loss' in line]
+    steps = [line for line in read_scalars(tmp_path / 'work') if 'loss' in line]
     assert len(steps) == 2  # 8 pictures, 2 processes, batches of 2
-    assert (tmp_path / 'two/epoch_1.pth').is_file()
-    assert 'coco/bbox_mAP' in read_scalars(tmp_path / 'two')[-1]
+    assert (tmp_path / 'work/epoch_1.pth').is_file()
+    assert 'coco/bbox_mAP' in read_scalars(tmp_path / 'work')[-1]
+    check_threads(tmp_path / 'work', processes=2)
 
 
 def write_faulty(folder: Path, *faults: dict) -> dict[str, str]:
     """faulty.py with hooks of faults.py, and shapes/; returns the environment in which it can be run."""
     write_config(folder)
     write_data(folder)
-    hooks = [dict(type='faults.Signal', **fault) for fault in faults]
+    hooks = [dict(type='faults.Signal', **fault) for fault in faults] + [dict(type='faults.Threads')]
     (folder / 'faulty.py').write_text(FAULTY.format(faults=hooks))
     paths = [str(REPO / 'tests'), os.environ.get('PYTHONPATH', '')]
     return {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths)), 'OMP_NUM_THREADS': '1'}
+
+
+def check_threads(work_dir: Path, processes: int) -> None:
+    """So many had ended the group's threads when Python ended: otherwise it may abort, with all work done."""
+    if sys.platform == 'linux':
+        threads = [path.read_text() for path in work_dir.glob('*.threads')]
+        assert sum('gloo' not in names for names in threads) == processes, threads
 
 
 OPTIONS = [
@@ -97,16 +104,15 @@ def test_torchrun_restarts_go_on(tmp_path):
     environment = write_faulty(tmp_path, stop, dict(name='SIGKILL', rank=1, iteration=5, restart=1))
     environment['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
-    # One more than there are faults: PyTorch's threads may abort a process in its exit, which was seen once
-    command += ['--max-restarts', '3', str(REPO / 'tools/train.py'), *OPTIONS]
+    command += ['--max-restarts', '2', str(REPO / 'tools/train.py'), *OPTIONS]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     logs = [path.read_text() for path in sorted((tmp_path / 'work').glob('*/*.log'))]
     starts = [re.findall(r'resumed epoch: (\d), iter: (\d)', log) for log in logs]
-    assert starts[:3] == [[], [('1', '3')], [('2', '4')]]
-    assert starts[3:] in ([], [[('4', '8')]])
+    assert starts == [[], [('1', '3')], [('2', '4')]]
     assert 'another process was told to stop: saved iteration 3' in logs[0]
     assert load_checkpoint_file(tmp_path / 'work/epoch_4.pth')['meta']['iter'] == 8
+    check_threads(tmp_path / 'work', processes=4)  # two stopped, and two came to the end
 
 
 @pytest.mark.parametrize(('configured', 'seconds'), [({}, launch.TIMEOUT), ({'timeout': 60}, 60)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 
 from torch import distributed
@@ -28,9 +30,13 @@ def check_launcher(launcher: str) -> None:
 
 
 def leave_group() -> None:
-    """Leave the group, when all processes do: an exit with the group's threads running may end in a crash."""
+    """Leave the group when all processes do, and end its threads: Python may abort if it ends before them.
+
+    They live as long as a model that was trained in the group, in a Runner that is garbage not yet collected.
+    """
     if _in_group():
         distributed.destroy_process_group()
+        atexit.register(gc.collect)
 
 
 def _in_group() -> bool:
