@@ -156,8 +156,10 @@ def performance_table(model: str = 'backbone') -> str:
         sys.exit(f'backbones.csv has no row of a {model}: {command}')
     r50 = {(row['phase'], row['mode']): row for row in rows if row['candidate'] == 'r50'}
     for row in rows:
-        other = r50[row['phase'], row['mode']]
-        row['median_to_r50'] = str(round(float(row['median_ms']) / float(other['median_ms']), 3))
+        other = r50.get((row['phase'], row['mode']))
+        row['median_to_r50'] = (
+            str(round(float(row['median_ms']) / float(other['median_ms']), 3)) if other else ''
+        )
     values = {key: {row[key] for row in rows} for key in titles}
     shared = [values[key].pop() for key in ('shape', 'machine', 'software', 'date') if len(values[key]) == 1]
     shown = [key for key in titles if values[key] - {''}]

@@ -107,6 +107,12 @@ def test_a_table_without_rows_is_refused(monkeypatch):
         tables.performance_table('Mask R-CNN')
 
 
+def test_a_mode_that_resnet_was_not_measured_in_has_no_ratio(monkeypatch):
+    row = dict(tables.read_table(records.RESULTS / 'backbones.csv')[0], candidate='b', mode='of its own')
+    monkeypatch.setattr(tables, 'read_table', lambda path: [row])
+    assert 'median to R-50' not in tables.performance_table(row['model'])
+
+
 def test_a_config_without_a_size_is_noticed(tmp_path, monkeypatch):
     lines = records.COMPLEXITY.read_text(encoding='utf-8').splitlines(keepends=True)
     (tmp_path / 'complexity.csv').write_text(''.join(line for line in lines if '_r101_' not in line))
