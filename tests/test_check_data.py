@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +13,6 @@ from PIL import Image
 from tiny_run import CLASSES, load_tool
 
 from mmhcg.data import images, make_shapes
-from mmhcg.data.annotations import AnnotationFile
 from mmhcg.data.faults import KINDS
 
 NAN, INF = float('nan'), float('inf')
@@ -240,16 +238,6 @@ def test_large_images_are_not_decoded(edited, capsys, monkeypatch, limit, too_la
     assert [re.search(r'image \d: [a-z ]+', line)[0] for line in lines] == [
         f'image {number}: too large to check ' for number in too_large
     ]
-
-
-def test_a_file_that_the_folder_lists_under_letters_of_another_case_is_there(edited, monkeypatch):
-    listed = AnnotationFile(edited / 'annotations/instances_val2017.json')
-    assert list(listed.faults()) == []
-    monkeypatch.setattr(images, '_names', lambda folder: {name.upper() for name in os.listdir(folder)})
-    assert list(images.missing_images(listed, str(edited / 'val2017'))) == []
-    (edited / 'val2017/first.jpg').unlink()
-    (fault,) = images.missing_images(listed, str(edited / 'val2017'))
-    assert (fault.kind, fault.item) == ('missing image', 'image 1')
 
 
 def test_absolute_file_names_are_named(edited, capsys):

@@ -8,11 +8,13 @@ import sys
 
 import pytest
 from tiny_run import REPO
+from torch import distributed
 
 from mmhcg.installation import DOCTOR
 from mmhcg.runs import UserError, cli
 from mmhcg.runs.config import load_config
 from mmhcg.runs.errors import DivergedError, importing
+from mmhcg.runs.processes import leave_group
 from mmhcg.stack.checkpoints import CheckpointError
 from mmhcg.weights import WeightsError
 
@@ -32,6 +34,22 @@ def test_what_the_user_can_mend_is_a_message_and_an_exit_code(monkeypatch, capsy
         cli.run(fail, parser, ['--depth', '3'])
     assert stop.value.code == code
     assert capsys.readouterr().err == 'error: too deep: 3\n'
+
+
+@pytest.mark.parametrize('backend', ['gloo', 'nccl'])
+def test_an_error_of_one_of_several_processes_leaves_their_group_unless_it_may_wait(monkeypatch, backend):
+    def fail() -> None:
+        raise DivergedError('loss is nan')
+
+    distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr(distributed, 'get_backend', lambda: backend)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.run(fail, argparse.ArgumentParser(), [])
+        assert stop.value.code == 3
+        assert distributed.is_initialized() == (backend == 'nccl')
+    finally:
+        leave_group()
 
 
 @pytest.mark.parametrize('module', ['mmdet', 'mmdet.models'])  # the latter needs torchvision

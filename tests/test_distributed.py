@@ -51,10 +51,28 @@ def write_faulty(folder: Path, *faults: dict) -> dict[str, str]:
 
 
 def check_threads(work_dir: Path, processes: int) -> None:
-    """So many had ended the group's threads when Python ended: otherwise it may abort, with all work done."""
+    """So many had no thread but the main one when Python ended, which may abort in those of a group."""
     if sys.platform == 'linux':
-        threads = [path.read_text() for path in work_dir.glob('*.threads')]
-        assert sum('gloo' not in names for names in threads) == processes, threads
+        threads = [path.read_text().splitlines() for path in work_dir.glob('*.threads')]
+        assert sum(len(names) == 1 for names in threads) == processes, threads
+
+
+def start_two(command: list[str], folder: Path, environment: dict[str, str]) -> list[subprocess.Popen]:
+    """Two processes that know of each other, without a launcher that looks after them."""
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        address = dict(MASTER_ADDR='localhost', MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE='2')
+    return [
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**environment, **address, 'RANK': rank, 'LOCAL_RANK': rank},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in '01'
+    ]
 
 
 OPTIONS = [
@@ -73,28 +91,30 @@ OPTIONS = [
 def test_a_run_does_not_wait_for_a_process_that_died(tmp_path):
     """Without a launcher that looks after them: the other one ends with an error, and an epoch is saved."""
     environment = write_faulty(tmp_path, dict(name='SIGKILL', rank=1, iteration=3))
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        environment.update(MASTER_ADDR='localhost', MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE='2')
     command = [sys.executable, str(REPO / 'tools/train.py'), *OPTIONS]
     command += ['--cfg-options', 'env_cfg.dist_cfg.timeout=60']
-    first, second = (
-        subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env={**environment, 'RANK': rank, 'LOCAL_RANK': rank},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in '01'
-    )
+    first, second = start_two(command, tmp_path, environment)
     second.communicate(timeout=200)
     assert second.returncode == -9
     _, message = first.communicate(timeout=100)
     assert first.returncode not in (0, -9)
     assert 'Error' in message
     assert load_checkpoint_file(tmp_path / 'work/epoch_1.pth')['meta']['iter'] == 2
+
+
+@pytest.mark.slow
+def test_in_validation_the_first_process_alone_stops_when_told(tmp_path):
+    """The other one, told first, goes on, until it misses the first."""
+    told = [dict(name='SIGUSR1', rank=1, val_iteration=0), dict(name='SIGUSR1', rank=0, val_iteration=1)]
+    environment = write_faulty(tmp_path, *told)
+    command = [sys.executable, str(REPO / 'tools/train.py'), *OPTIONS, '--cfg-options']
+    command += ['train_cfg.val_interval=1', 'env_cfg.dist_cfg.timeout=60']
+    first, second = start_two(command, tmp_path, environment)
+    _, message = first.communicate(timeout=200)
+    assert first.returncode == 75, message[-3000:]
+    assert second.communicate(timeout=100) and second.returncode not in (0, 75)
+    assert load_checkpoint_file(tmp_path / 'work/interrupted.pth')['meta']['iter'] == 2
+    check_threads(tmp_path / 'work', processes=1)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from tiny_run import REPO, load_tool, read_scalars
 
@@ -166,6 +167,16 @@ def test_iterations_that_only_sum_gradients_up_are_no_skipped_steps():
     train_to(15)  # one step of these, skipped
     with pytest.raises(DivergedError, match=r'in iteration 16 .* were not finite in 2 consecutive steps'):
         train_to(16)
+
+
+def test_an_iteration_without_a_step_is_let_through():
+    """Of a model that steps in some iterations alone: there is no norm to look at."""
+    model = torch.nn.Linear(1, 1)
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    runner = SimpleNamespace(optim_wrapper=wrapper)
+    hook = FiniteTraining()
+    hook.before_train(runner)
+    hook.after_train_iter(runner, 0, {}, {'loss': torch.ones(1)})
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('-inf')])

@@ -207,7 +207,10 @@ def test_mistakes_end_before_the_folder_is_made(tiny, tmp_path, monkeypatch, cap
     [
         ({'test_evaluator': None}, 'has no `test_evaluator`'),
         ({'test_dataloader.batch_size': -1}, 'test_dataloader.batch_size must be 1 or more, not -1'),
-        ({'model.rpn_head.feat_chanels': 3}, 'its model cannot be built'),
+        (
+            {'model.rpn_head.feat_chanels': 3},
+            r'its model cannot be built: .*\(model.rpn_head.feat_chanels; is it `feat_channels`\?\)',
+        ),
     ],
 )
 def test_mistakes_in_what_is_tested(tiny, tmp_path, options, message):
@@ -247,6 +250,7 @@ OF_ANOTHER_LIBRARY = dict(type='Resize', scale=dict(dataset=dict(type='X')))
     'part',
     [
         dict(train_dataloader=dict(dataset=dict(type=own_class(BaseDataset), own=3, lazy_init=True))),
+        dict(train_dataloader=dict(num_batch_per_epoch=3, disable_subprocess_warning=True)),
         dict(custom_hooks=[dict(type=own_class(IterTimerHook), own=3)]),
         dict(custom_hooks=[dict(type='ChannelsLast', _scope_='mmhcg')]),
         dict(train_dataloader=dict(batch_sampler=dict(type='AspectRatioBatchSampler', _scope_='mmdet'))),
@@ -299,6 +303,11 @@ def test_a_slip_is_told_and_a_name_of_ones_own_is_not():
 def test_a_norm_of_mmcv_is_refused_before_the_run_and_fine_elsewhere(tiny):
     cfg = load_config(tiny / 'tiny.py', {'model.neck.norm_cfg.type': 'MMSyncBN'})
     preflight.check_model(cfg)
+    from mmcv.ops import SyncBatchNorm
+
+    for kind in ('mmengine.MMSyncBN', SyncBatchNorm):  # the class in a pure-Python config
+        cfg.model.neck.norm_cfg.type = kind
+        preflight.check_model(cfg)
     cfg.model.backbone.norm_cfg = dict(type='MMSyncBN')
     with pytest.raises(UserError, match=r"norm_cfg must be .* BN, SyncBN or GN, not .*'MMSyncBN'"):
         preflight.check_model(cfg)

@@ -22,8 +22,10 @@ VAL = 'annotations/instances_val2017.json'
 
 @pytest.fixture
 def data(tiny, tmp_path) -> Path:
-    """A copy of the set, to spoil."""
-    return Path(shutil.copytree(tiny / 'shapes', tmp_path / 'shapes'))
+    """A copy of the set, to spoil, with an empty file beside the images."""
+    folder = Path(shutil.copytree(tiny / 'shapes', tmp_path / 'shapes'))
+    (folder / 'val2017/empty.png').touch()
+    return folder
 
 
 @pytest.fixture
@@ -59,6 +61,10 @@ REFUSED = {
     ),
     'no iscrowd': (lambda c, a: a.pop('iscrowd'), 'annotation 100 .*: no iscrowd'),
     'no annotations': (lambda c, a: c.pop('annotations'), 'no annotations'),
+    'empty image': (
+        lambda c, a: c['images'][0].update(file_name='empty.png'),
+        r'val2017/empty\.png: image 1: empty image, 0 bytes \(crash when the image is reached\)',
+    ),
     'missing image': (
         lambda c, a: c['images'][0].update(file_name='gone.png'),
         r'val2017/gone\.png: image 1: missing image[\s\S]*--data-root sets both',
@@ -181,6 +187,10 @@ def test_images_that_a_run_does_not_read_may_be_missing(cfg, data):
     edit(data, lose, TRAIN)
     assert check_data(cfg, ('train',)) == []  # without objects
     cfg.train_dataloader.dataset.filter_cfg = None
+    with pytest.raises(UserError, match='missing image'):
+        check_data(cfg, ('train',))
+    cfg.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=True)
+    cfg.train_dataloader.dataset.test_mode = True  # in which nothing is filtered
     with pytest.raises(UserError, match='missing image'):
         check_data(cfg, ('train',))
     cfg.train_dataloader.dataset.indices = 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
@@ -9,7 +11,9 @@ from tiny_run import CONFIGS
 
 from mmhcg import HCGNet
 from mmhcg.runs.batches import FullBatchSampler
-from mmhcg.runs.pretrained import SMALL_BATCH_NOTE, start_from_scratch, was_started_from_scratch
+from mmhcg.runs.errors import UserError
+from mmhcg.runs.preflight import SMALL_BATCH_NOTE, check_batch_size
+from mmhcg.runs.pretrained import start_from_scratch, was_started_from_scratch
 
 
 class Shapes(list):
@@ -23,10 +27,21 @@ def cfg() -> Config:
     return Config.fromfile(CONFIGS / 'mask_rcnn_hcgnet_b_fpn_1x_coco.py')
 
 
-@pytest.mark.parametrize(('size', 'told'), [(3, True), (4, False)])
-def test_fewer_than_four_images_are_told_to_be_too_few(cfg, size, told):
-    cfg.train_dataloader.batch_size = size
-    assert (SMALL_BATCH_NOTE in start_from_scratch(cfg, HCGNet)) == told
+@pytest.mark.parametrize('norm', ['BN', 'SyncBN', 'GN'])
+@pytest.mark.parametrize('norm_eval', [True, False])
+@pytest.mark.parametrize('launcher', ['none', 'pytorch'])
+def test_fewer_than_four_images_are_told_to_be_too_few(cfg, norm, norm_eval, launcher):
+    learns = not norm_eval and norm != 'GN' and (norm == 'BN' or launcher == 'none')
+    cfg.model.backbone.update(norm_eval=norm_eval, norm_cfg=dict(type=norm, num_groups=2), frozen_stages=-1)
+    if norm != 'GN':
+        del cfg.model.backbone.norm_cfg['num_groups']
+    cfg.launcher = launcher
+    for size, told in {2: learns, 3: learns, 4: False}.items():
+        cfg.train_dataloader.batch_size = size
+        assert check_batch_size(cfg) == [SMALL_BATCH_NOTE] * told
+    cfg.train_dataloader.pop('batch_size')  # PyTorch's is 1
+    with pytest.raises(UserError, match='batch_size=1') if learns else nullcontext():
+        assert check_batch_size(cfg) == []
 
 
 def test_without_a_batch_sampler_the_loader_drops_the_incomplete_batch(cfg):

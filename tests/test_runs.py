@@ -16,9 +16,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tiny_run import CLASSES, CONFIGS, load_tool
 
+from mmhcg import HCGNet
 from mmhcg.data import make_shapes
 from mmhcg.network import Trunk
-from mmhcg.runs import UserError, preflight, pretrained, train
+from mmhcg.runs import UserError, launch, preflight, pretrained, train
 from mmhcg.runs.coco_metric import use_twelve_numbers
 from mmhcg.runs.config import build_detector
 from mmhcg.runs.datasets import leaf_datasets, move_data
@@ -93,7 +94,7 @@ def test_no_pretrained_leaves_nothing_frozen(name):
     note = pretrained.start_from_scratch(cfg, preflight.check_backbone(cfg))
     assert cfg.model.backbone.init_cfg is None
     assert 'frozen_stages=-1, norm_eval=False, norm_cfg.requires_grad=True.' in note
-    assert ('train_dataloader.batch_size=4 or more' in note) == ('hcgnet' in name)
+    assert bool(preflight.check_batch_size(cfg)) == ('hcgnet' in name)
     backbone = MODELS.build(cfg.model.backbone)
     backbone.train()
     assert all(parameter.requires_grad for parameter in backbone.parameters())
@@ -297,6 +298,22 @@ def test_wrapped_detectors_and_other_kinds_of_data_pass():
     assert preflight.check_backbone(wrapped).__name__ == 'HCGNet'
     pretrained.drop_pretrained(wrapped)
     assert wrapped.model.detector.backbone.init_cfg is None
+
+
+def test_weights_for_a_wrapped_detector_are_left_to_the_wrapper(tmp_path):
+    """A semi-supervised one loads them under names of its own."""
+    torch.save({'state_dict': {'teacher.x': torch.ones(1)}}, tmp_path / 'teacher.pth')
+    cfg = Config.fromfile(MASK_B)
+    cfg.load_from, cfg.work_dir = str(tmp_path / 'teacher.pth'), str(tmp_path)
+    with pytest.raises(CheckpointError, match='does not fit HCGNet'):
+        launch._choose_weights(cfg, HCGNet, False)
+    wrapped = Config(
+        dict(
+            model=dict(type='SoftTeacher', detector=cfg.model), load_from=cfg.load_from, work_dir=cfg.work_dir
+        )
+    )
+    content, _ = launch._choose_weights(wrapped, HCGNet, False)
+    assert content['state_dict'].keys() == {'teacher.x'}
 
 
 def test_data_root_moves_panoptic_masks_too(tmp_path):

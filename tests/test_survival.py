@@ -16,8 +16,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.hooks import EMAHook
+from mmengine.logging import MessageHub
 from tiny_run import HEIR, REPO, read_scalars, steps, train, write_config, write_data
 
+from mmhcg.runs.checkpoint_hook import SafeCheckpointHook
 from mmhcg.runs.preemption import PreemptionHook
 from mmhcg.stack.checkpoints import load_checkpoint_file
 
@@ -292,6 +294,23 @@ def test_old_checkpoints_are_deleted_after_the_new_one_is_written(folder, monkey
     assert len(seen) == 7 and not any(seen)  # 3 epochs, 2 of them better, each saved again for that
     kept = {path.name for path in work_dir.glob('*.pth')}
     assert kept == {'epoch_3.pth', 'best_coco_bbox_mAP_epoch_2.pth'}
+
+
+def test_the_best_checkpoint_stays_when_it_is_saved_again_under_its_name(tmp_path):
+    """As where a validation is repeated."""
+    hub = MessageHub('best')
+    runner = SimpleNamespace(
+        work_dir=str(tmp_path), epoch=1, iter=2, message_hub=hub, logger=logging.getLogger()
+    )
+    runner.save_checkpoint = lambda folder, filename, **_: Path(folder, filename).touch()
+    hook = SafeCheckpointHook(save_best='ap', rule='greater')
+    hook.before_train(runner)
+    for ap in (0.1, 0.2):
+        hook._save_best_checkpoint(runner, {'ap': ap})
+        assert [path.name for path in tmp_path.iterdir()] == ['best_ap_epoch_1.pth']
+    runner.epoch = 2
+    hook._save_best_checkpoint(runner, {'ap': 0.3})
+    assert [path.name for path in tmp_path.iterdir()] == ['best_ap_epoch_2.pth']
 
 
 @pytest.mark.slow

@@ -124,6 +124,8 @@ def test_frozen_stages_that_are_not_there_are_refused(cfg, frozen_stages):
         (dict(type='SyncBN', requires_grad=True), dict(type='SyncBN', requires_grad=True)),
         (dict(type=nn.SyncBatchNorm), dict(type='SyncBN', requires_grad=True)),
         (dict(type='MMSyncBN'), dict(type='SyncBN', requires_grad=True)),
+        (dict(type='mmengine.SyncBN'), dict(type='SyncBN', requires_grad=True)),
+        (dict(type='mmengine.GN', num_groups=4), dict(type='GN', num_groups=4, requires_grad=True)),
         (dict(type='GN', num_groups=16), dict(type='GN', num_groups=16, requires_grad=True)),
         (dict(type=nn.GroupNorm, num_groups=8), dict(type='GN', num_groups=8, requires_grad=True)),
     ],

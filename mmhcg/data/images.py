@@ -17,25 +17,17 @@ from mmhcg.data.faults import Fault, Found, judge
 
 ORIENTATION = 0x0112  # EXIF's tag
 TURNED = (5, 6, 7, 8)  # its values that exchange width and height
+ASKED = 16  # files at once, which matters where a network is between
 MAX_PIXELS = 2**25  # decoded at a time, in 134 MB or less
 
 
-def missing_images(listed: AnnotationFile, folder: str, with_objects: bool = False) -> Iterator[Fault]:
-    """The images that are not there, of those `with_objects` or of all.
-
-    Listing each folder once costs less than asking for each file.
-    """
-    present: dict[str, set[str]] = {}
-    for number, image in _named(listed):
-        if with_objects and number not in listed.with_objects:
-            continue
-        path = os.path.join(folder, image.name)
-        parent, name = os.path.split(path)
-        if parent not in present:
-            present[parent] = _names(parent)
-        # Asked again, because letters of another case may name the same file.
-        if name not in present[parent] and not os.path.isfile(path):
-            yield from judge(path, listed.use, iter([_missing(number)]))
+def absent_images(listed: AnnotationFile, folder: str, with_objects: bool = False) -> Iterator[Fault]:
+    """The images that are missing or empty, of those `with_objects` or of all."""
+    numbers = [n for n, _ in _named(listed) if not with_objects or n in listed.with_objects]
+    paths = [os.path.join(folder, listed.images[number].name) for number in numbers]
+    with ThreadPool(ASKED) as pool:
+        for number, path, size in zip(numbers, paths, pool.imap(_size, paths, chunksize=64)):
+            yield from judge(path, listed.use, _absent(number, size))
 
 
 def check_images(listed: AnnotationFile, folder: str, jobs: int) -> Iterator[list[Fault]]:
@@ -52,11 +44,9 @@ def _check_image(folder: str, numbered: tuple[Any, Image]) -> tuple[str, list]:
 
 
 def _found(path: str, number: Any, image: Image) -> Found:
-    item = f'image {number!r}'
-    if not os.path.isfile(path):
-        yield _missing(number)
-    elif not os.path.getsize(path):
-        yield 'empty image', item, '0 bytes'
+    item, size = f'image {number!r}', _size(path)
+    if not size:
+        yield from _absent(number, size)
     elif not cv2.haveImageReader(path):
         yield 'no image', item, 'of a format that OpenCV reads'
     else:
@@ -87,12 +77,13 @@ def _named(listed: AnnotationFile) -> list[tuple[Any, Image]]:
     return [(number, image) for number, image in listed.images.items() if image.name]
 
 
-def _missing(number: Any) -> tuple[str, str, str]:
-    return 'missing image', f'image {number!r}', ''
+def _size(path: str) -> int | None:
+    """In bytes; None if it is no file."""
+    return os.path.getsize(path) if os.path.isfile(path) else None
 
 
-def _names(folder: str) -> set[str]:
-    try:
-        return set(os.listdir(folder))
-    except (OSError, ValueError):
-        return set()
+def _absent(number: Any, size: int | None) -> Found:
+    if size is None:
+        yield 'missing image', f'image {number!r}', ''
+    elif size == 0:
+        yield 'empty image', f'image {number!r}', '0 bytes'

@@ -69,11 +69,13 @@ def run(function: Callable[..., Any], parser: argparse.ArgumentParser, argv: lis
     try:
         function(**options)
         leave_group()
+        return
     except (UserError, CheckpointError, WeightsError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(getattr(error, 'exit_code', UserError.exit_code))
+        message, code = str(error), getattr(error, 'exit_code', UserError.exit_code)
     except OSError as error:
         if error.filename is None:  # of a network, for one
             raise
-        print(f'error: {error.filename}: {error.strerror}', file=sys.stderr)
-        sys.exit(UserError.exit_code)
+        message, code = f'{error.filename}: {error.strerror}', UserError.exit_code
+    print(f'error: {message}', file=sys.stderr)
+    leave_group(alone=True)
+    sys.exit(code)

@@ -25,6 +25,8 @@ from mmhcg.runs.errors import UserError, importing
 
 # Entries of a config that are read where they are, beside those of the Runner
 OPTIONAL = ('custom_imports', 'model_wrapper_cfg', 'tta_model', 'tta_pipeline')
+# mmcv's norm by its name in the registry, and the class itself, which is called as PyTorch's is
+MM_SYNC_BN = ('MMSyncBN', 'SyncBatchNorm')
 # Whose constructors hand `**kwargs` on to their parents as they are
 LIBRARIES = ('mmengine', 'mmdet', 'mmcv', 'mmpretrain', 'torch', 'mmhcg')
 
@@ -99,7 +101,7 @@ def unregistered(part: ConfigDict, registry: Registry) -> str:
 
 def resolve(part: ConfigDict, registry: Registry) -> Any:
     """What the `type` of a config stands for, as MMEngine finds it; None if it is not registered."""
-    kind = part['type']
+    kind = part.get('type')
     if not isinstance(kind, str):
         return kind
     with registry.switch_scope_and_registry(part.get('_scope_')) as found:
@@ -194,7 +196,7 @@ def alone(node: Any) -> Any:
         return ConfigDict(node)  # it takes no such norm, and says so itself
     if isinstance(node, dict):
         copy = {key: alone(value) for key, value in node.items()}
-        return ConfigDict(copy, type='BN') if copy.get('type') == 'MMSyncBN' else ConfigDict(copy)
+        return ConfigDict(copy, type='BN') if class_name(copy) in MM_SYNC_BN else ConfigDict(copy)
     return type(node)(map(alone, node)) if isinstance(node, (list, tuple)) else node
 
 
@@ -212,7 +214,18 @@ def build_model(cfg: Config, part: ConfigDict) -> Module:
     except Exception as error:  # of any model's constructor
         raise UserError(
             f'{cfg.filename or "the config"}: its model cannot be built: {type(error).__name__}: {error}'
+            f'{_place_of_slip(cfg, str(error))}'
         ) from error
+
+
+def _place_of_slip(cfg: Config, message: str) -> str:
+    """The end of a message about a key that a class does not take: where it is, and what it may stand for."""
+    slip = re.search(r"unexpected keyword argument '(\w+)'", message)
+    places = [(path, node) for path, node in dicts_of(cfg.model, 'model') if slip and slip[1] in node]
+    if not slip or len(places) != 1 or 'type' not in places[0][1]:
+        return ''
+    path, node = places[0]
+    return f' ({path}.{slip[1]}{nearest(slip[1], parameters_of(resolve(node, MODELS))[0])})'
 
 
 def init_weights(model: Module) -> None:

@@ -11,10 +11,10 @@ from mmengine.utils import is_abs
 
 from mmhcg.data.annotations import AnnotationFile
 from mmhcg.data.faults import ANY_MASKS, OBJECTS, Fault, Tally, Use
-from mmhcg.data.images import missing_images
+from mmhcg.data.images import absent_images
 from mmhcg.runs.classes import check_heads, check_names, classes_of
 from mmhcg.runs.classification import check_classification_data
-from mmhcg.runs.config import dicts_of, is_classifier
+from mmhcg.runs.config import dicts_of, is_classifier, resolve
 from mmhcg.runs.datasets import LAYOUT, leaf_datasets, metrics
 from mmhcg.runs.errors import UserError
 from mmhcg.runs.processes import is_first
@@ -92,7 +92,7 @@ def _check_file(path: str, readers: Iterable[Reader]) -> str | None:
         tally.add(fault)
     for folder, drops_empty in {(reader.folder, reader.drops_empty): 0 for reader in readers}:
         if folder is not None:
-            for fault in missing_images(file, folder, with_objects=drops_empty):
+            for fault in absent_images(file, folder, with_objects=drops_empty):
                 tally.add(fault)
     if tally.first(stops=True):
         raise UserError(_message(file, readers, tally))
@@ -140,7 +140,7 @@ def _dataset_readers(cfg: Config, mode: str) -> Iterator[tuple[Reader, list[str]
 
     scoring = any(map(_scores, metrics(cfg, mode)))
     for dataset in leaf_datasets(cfg, mode):
-        where, cls = f'{mode}_dataloader', _class_of(dataset, DATASETS)
+        where, cls = f'{mode}_dataloader', resolve(dataset, DATASETS)
         path = _annotation_path(dataset)
         # A dataset with its own way to read annotations may also number classes in its own way.
         coco = getattr(cls, 'load_data_list', None) is CocoDataset.load_data_list
@@ -171,7 +171,7 @@ def _metric_readers(cfg: Config, mode: str, classes: list[str]) -> Iterator[Read
     from mmhcg.runs.coco_metric import CocoTwelve
 
     for metric in metrics(cfg, mode):
-        cls, path = _class_of(metric, METRICS), _annotation_path(metric)
+        cls, path = resolve(metric, METRICS), _annotation_path(metric)
         coco = cls is CocoTwelve or getattr(cls, 'compute_metrics', None) is CocoMetric.compute_metrics
         if coco and path and not metric.get('sort_categories'):
             use = Use.IMAGES
@@ -192,7 +192,7 @@ def _use(dataset: ConfigDict) -> Use:
 
     use = Use.IMAGES
     for _, step in dicts_of(dataset.get('pipeline') or []):
-        cls = _class_of(step, TRANSFORMS)
+        cls = resolve(step, TRANSFORMS)
         if isinstance(cls, type) and issubclass(cls, LoadAnnotations):
             use |= Use.BOXES | Use.MASKS if step.get('with_mask') else Use.BOXES
     return use
@@ -205,11 +205,6 @@ def _reads_files(dataset: ConfigDict) -> bool:
 
 def _is_local(part: ConfigDict) -> bool:
     return (part.get('backend_args') or {}).get('backend', 'local') == 'local'
-
-
-def _class_of(part: ConfigDict, registry: Any) -> Any:
-    kind = part.get('type')
-    return registry.get(kind) if isinstance(kind, str) else kind
 
 
 def _annotation_path(part: ConfigDict) -> str | None:

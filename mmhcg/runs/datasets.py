@@ -59,10 +59,10 @@ def move_data(cfg: Config, data_root: str, cfg_options: dict[str, Any] | None = 
 def _move_coco(cfg: Config, data_root: str) -> None:
     for mode, split in SPLITS.items():
         annotation: Any = f'annotations/instances_{split}.json'
-        old_roots = {cfg.get('data_root')}
+        old_roots = [cfg.get('data_root')]
         for number, dataset in enumerate(leaf_datasets(cfg, mode)):
             old_root = dataset.get('data_root')
-            old_roots.add(old_root)
+            old_roots.append(old_root)
             _move_dataset(dataset, data_root, split)
             if number == 0:
                 annotation = dataset.ann_file

@@ -76,7 +76,7 @@ def train(
     if resume:
         cfg.resume, cfg.load_from = True, None if resume is True else str(resume)
     content, notes = _choose_weights(cfg, backbone_type, no_pretrained)
-    preflight.check_batch_size(cfg)
+    notes += preflight.check_batch_size(cfg)
     notes += check_data(cfg, ('train', 'val'))
     notes += _make_safe(cfg)
     with sole_run(cfg.work_dir, launcher):  # before the Runner writes its first file
@@ -134,7 +134,9 @@ def test(
     checkpoint = str(checkpoint)
     content = preflight.check_checkpoint(checkpoint)
     notes = check_data(cfg, ('test',))
-    preflight.check_model(cfg)
+    model = preflight.check_model(cfg)
+    if content:
+        check_fit(os.path.abspath(checkpoint), content, model)
     pretrained.drop_pretrained(cfg)
     cfg.load_from, cfg.resume = checkpoint, False
     if show_dir is not None:
@@ -145,8 +147,6 @@ def test(
     runner = _build_runner(cfg)
     for note in notes:
         runner.logger.warning(note)
-    if content:
-        check_fit(os.path.abspath(checkpoint), content, runner.model)
     if out is not None:
         _keep_predictions(runner, cfg, out)
     return runner.test()

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch.optim import Optimizer
 
 from mmhcg.runs.errors import UserError
-from mmhcg.weights.fit import check_fit
+from mmhcg.weights.fit import check_fit, state_of
 
 MOMENTA = ('momentum_buffer', 'exp_avg', 'exp_avg_sq')  # of SGD and Adam: as large as what they are for
 
@@ -33,8 +33,8 @@ def check_loading(cfg: Config, content: dict[str, Any], runner: Runner) -> None:
         check_fit(path, content, model)
         _check_optimizer(path, content['optimizer'], runner)
     elif 'detector' not in cfg.model:  # wrappers have names of their own for what they wrap
-        names, wanted = content.get('state_dict', content), model.state_dict()
-        if not {str(name).removeprefix('module.') for name in names} & wanted.keys():
+        names, wanted = state_of(content), model.state_dict()
+        if not names.keys() & wanted.keys():
             examples = f'{next(iter(names), None)!r} instead of {next(iter(wanted))!r}'
             raise UserError(f"checkpoint {path}: none of its names is the model's, e.g. {examples}")
 

@@ -74,6 +74,7 @@ class PreemptionHook(Hook):
                 if isinstance(hook, EMAHook):  # it has its averages in the model while that is validated
                     hook.after_val_epoch(runner)
             self._save(runner, epoch=runner.epoch, iter=runner.iter, validating=True)
+            leave_group(alone=True)
             raise SystemExit(EXIT_CODE)
 
     def _note(self, number: int, frame: Any) -> None:

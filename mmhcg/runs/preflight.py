@@ -10,12 +10,19 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.runner.checkpoint import CheckpointLoader
+from torch.nn import Module
 
 from mmhcg.backbone import ONE_IMAGE, HCGNet
 from mmhcg.runs.config import build_model, class_name, detector_of, is_classifier, resolve, unregistered
 from mmhcg.runs.errors import UserError
 from mmhcg.weights.entries import form_fault, tensors_of, value_fault
 
+FEW_IMAGES = 4
+SMALL_BATCH_NOTE = (
+    "Fewer than 4 images per GPU are too few for the norms in HCGNet's gates to learn: gradients explode. "
+    'Set train_dataloader.batch_size=4 or more, or model.backbone.norm_cfg.type=SyncBN on several GPUs, or '
+    'model.backbone.norm_cfg.type=GN model.backbone.norm_cfg.num_groups=32.'
+)
 TRAINING_STATE = ('meta', 'optimizer', 'message_hub')  # of MMEngine's checkpoints, beside the weights
 
 
@@ -61,12 +68,13 @@ def check_seed(cfg: Config) -> None:
         raise UserError(f'the seed must be a whole number from 0 to {2**32 - 1}, not {seed!r}')
 
 
-def check_model(cfg: Config) -> None:
-    """Raises UserError where the model cannot be built, or its neck takes other maps than HCGNet's.
+def check_model(cfg: Config) -> Module:
+    """The config's model, without numbers where that can be, before the run makes its folder.
 
-    This is before the run makes its folder. Some necks take the maps in the other order.
+    Raises:
+        UserError: it cannot be built, or its neck takes other maps than HCGNet's; some in the other order.
     """
-    model = _built(cfg, cfg.model)
+    model: Module = _built(cfg, cfg.model)
     backbone = getattr(getattr(model, 'detector', model), 'backbone', None)
     neck = detector_of(cfg).get('neck')
     neck = neck[0] if isinstance(neck, (list, tuple)) and neck else neck
@@ -78,14 +86,24 @@ def check_model(cfg: Config) -> None:
             raise UserError(
                 f'{name}: model.neck.in_channels is {list(taken)}, and HCGNet returns {list(given)}'
             )
+    return model
 
 
-def check_batch_size(cfg: Config) -> None:
-    """Raises UserError where norms of HCGNet's gates are to learn from one image a process."""
-    if cfg.train_dataloader.get('batch_size') == 1 and (backbone := hcgnet_of(cfg)):
-        backbone.train()
-        if backbone.gates_need_a_batch(world_size=1 if cfg.get('launcher', 'none') == 'none' else 2):
-            raise UserError(f'train_dataloader.batch_size=1: {ONE_IMAGE}')
+def check_batch_size(cfg: Config) -> list[str]:
+    """Where norms of HCGNet's gates are to learn from few images a process: what to log.
+
+    Raises:
+        UserError: they are to learn from one.
+    """
+    size = cfg.train_dataloader.get('batch_size', 1)
+    is_small = isinstance(size, int) and size < FEW_IMAGES  # `check_data` tells of what is no number
+    backbone = hcgnet_of(cfg) if is_small else None
+    world_size = 1 if cfg.get('launcher', 'none') == 'none' else 2
+    if backbone is None or not backbone.train().gates_need_a_batch(world_size):
+        return []
+    if size == 1:
+        raise UserError(f'train_dataloader.batch_size=1: {ONE_IMAGE}')
+    return [SMALL_BATCH_NOTE]
 
 
 def is_hcgnet(kind: Any) -> bool:

@@ -12,16 +12,11 @@ from mmengine.hub import get_config
 
 from mmhcg.runs.config import class_name, detector_of, dicts_of, inits_of, parameters_of
 from mmhcg.runs.errors import UserError
-from mmhcg.runs.preflight import check_checkpoint, hcgnet_of, is_hcgnet
+from mmhcg.runs.preflight import check_checkpoint, hcgnet_of
 from mmhcg.weights.fit import check_fit
 
 FROM_SCRATCH_NOTE = (
     'The backbone started from random weights (--no-pretrained), so nothing is frozen and its norms learn: '
-)
-SMALL_BATCH_NOTE = (
-    "Fewer than 4 images per GPU are too few for the norms in HCGNet's gates to learn: gradients explode. "
-    'Set train_dataloader.batch_size=4 or more, or model.backbone.norm_cfg.type=SyncBN on several GPUs, or '
-    'model.backbone.norm_cfg.type=GN model.backbone.norm_cfg.num_groups=32.'
 )
 
 
@@ -97,10 +92,7 @@ def start_from_scratch(cfg: Config, backbone_type: Any) -> str:
         _keep_batches_full(cfg.train_dataloader)
     cfg.no_pretrained = True  # travels in the checkpoint, so that a resumed run stays unfrozen
     options = ', '.join(f'{option}={value}' for option, value in changed.items())
-    note = f'{FROM_SCRATCH_NOTE}{options}. An incomplete batch at the end of an epoch is skipped.'
-    if is_hcgnet(backbone_type) and (cfg.get('train_dataloader') or {}).get('batch_size', 4) < 4:
-        note += f' {SMALL_BATCH_NOTE}'
-    return note
+    return f'{FROM_SCRATCH_NOTE}{options}. An incomplete batch at the end of an epoch is skipped.'
 
 
 def was_started_from_scratch(checkpoint: dict[str, Any]) -> bool:

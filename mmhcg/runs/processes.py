@@ -29,12 +29,16 @@ def check_launcher(launcher: str) -> None:
         )
 
 
-def leave_group() -> None:
-    """Leave the group when all processes do, and end its threads: Python may abort if it ends before them.
+def leave_group(alone: bool = False) -> None:
+    """Leave the group and end its threads: if Python ends before them, it may abort and lose the exit code.
 
-    They live as long as a model that was trained in the group, in a Runner that is garbage not yet collected.
+    They live as long as a model that was trained in the group, mostly in a Runner that is garbage by now and
+    not collected.
+
+    Args:
+        alone: The others stay. NCCL, which may wait for them, is left as it is.
     """
-    if _in_group():
+    if _in_group() and not (alone and distributed.get_backend() == 'nccl'):
         distributed.destroy_process_group()
         atexit.register(gc.collect)
 

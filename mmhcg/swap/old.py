@@ -11,7 +11,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from mmhcg.runs.config import alone, detector_of, inits_of
+from mmhcg.runs.config import alone, class_name, detector_of, inits_of
 from mmhcg.runs.errors import UserError
 
 IMAGE = 256  # pixels of the image that is shown to the backbone: its strides must divide it
@@ -147,7 +147,6 @@ def norm_of(backbone: ConfigDict) -> dict[str, Any]:
     Whether its parameters learn is kept, too; numbers such as `eps` belong to the weights and are not.
     """
     old: dict[str, Any] = backbone.get('norm_cfg') or {}
-    kind: Any = old.get('type')
-    kind = NORMS.get(getattr(kind, '__name__', kind), 'BN')  # a class in pure-Python configs
+    kind = NORMS.get(class_name(old), 'BN')
     groups = dict(num_groups=old['num_groups']) if kind == 'GN' else {}
     return dict(type=kind, **groups, requires_grad=old.get('requires_grad', True))
