@@ -23,7 +23,7 @@ from tiny_run import load_tool, write_config, write_data
 from torch import nn
 
 from mmhcg import HCGNet
-from mmhcg.runs import UserError, cli, preflight, train
+from mmhcg.runs import UserError, cli, launch, preflight, train
 from mmhcg.runs.coco_metric import use_twelve_numbers
 from mmhcg.runs.config import build_detector, class_name, load_config
 from mmhcg.runs.finite import FiniteTraining
@@ -300,6 +300,12 @@ def test_a_slip_is_told_and_a_name_of_ones_own_is_not():
         assert load_config('mmhcg::mask_rcnn_hcgnet_b_fpn_1x_coco.py', {option: 'x'})
 
 
+@pytest.mark.parametrize('name', ['retinanet/retinanet_r50_fpn_1x_coc.py', 'retinanet_r50_fpn_1x_coco.py'])
+def test_a_slip_in_the_name_of_a_config_is_told(name):
+    with pytest.raises(UserError, match=rf'^no config mmdet::{name} in .*; is it `retinanet/retinanet_r50_'):
+        load_config(f'mmdet::{name}')
+
+
 def test_a_norm_of_mmcv_is_refused_before_the_run_and_fine_elsewhere(tiny):
     cfg = load_config(tiny / 'tiny.py', {'model.neck.norm_cfg.type': 'MMSyncBN'})
     preflight.check_model(cfg)
@@ -439,6 +445,12 @@ def test_a_type_has_one_name_however_it_is_written():
     metrics = [ConfigDict(type=CocoMetric), ConfigDict(type='mmdet.CocoMetric')]
     use_twelve_numbers(metrics)
     assert [metric.type for metric in metrics] == ['CocoTwelve'] * 2
+
+
+@pytest.mark.parametrize(('said', 'brief'), [({}, True), ({'brief_screen': False}, False)])
+def test_long_lists_are_kept_off_the_screen_unless_the_config_wants_them(monkeypatch, said, brief):
+    monkeypatch.setattr(launch.Runner, 'from_cfg', lambda cfg: cfg)
+    assert launch._build_runner(Config(dict(launcher='none', **said))).brief_screen == brief
 
 
 def test_long_lists_can_be_kept_off_the_screen(tmp_path, capsys):

@@ -12,7 +12,7 @@ from tiny_run import load_tool
 from mmhcg.runs import UserError
 from mmhcg.runs.config import build_detector, load_config
 from mmhcg.swap import config_text, swap_backbone, write_config
-from mmhcg.swap.text import _text
+from mmhcg.swap.text import ADVICE, _text
 
 RETINANET = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 PURE = """
@@ -95,7 +95,8 @@ def test_a_list_of_dicts_is_written_whole_but_not_where_its_types_come_from(tmp_
     assert '_scope_' in load_config(tmp_path / 'mine.py').model
     tool([str(tmp_path / 'mine.py')])
     path = str(tmp_path / 'mine.py')
-    assert capsys.readouterr().out == f'"""HCGNet-B in {path}"""\n\n_base_ = {path!r}\n{LIBRA}'
+    head = f'"""HCGNet-B in {path}\n\n{ADVICE}\n"""\n\n_base_ = {path!r}\n'
+    assert capsys.readouterr().out == head + LIBRA
 
 
 def test_weights_of_the_whole_old_detector_are_dropped(tmp_path):

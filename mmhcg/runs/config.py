@@ -49,7 +49,7 @@ def load_config(
     elif '::' not in str(config) and not os.path.isfile(config):
         raise UserError(f'no config file {os.path.abspath(config)}')
     else:
-        _refuse_odd_name(str(config))
+        _check_name(str(config))
         try:
             cfg = get_config(str(config)) if '::' in str(config) else Config.fromfile(config)
         except Exception as error:  # a config is a program, so it can fail in any way
@@ -135,22 +135,22 @@ def is_classifier(cfg: Config) -> bool:
     return cfg.get('default_scope') == 'mmpretrain'
 
 
-def _refuse_odd_name(name: str) -> None:
-    """MMEngine parses only letters and digits in the folder, nor could a config inherit by such a name.
+def _check_name(name: str) -> None:
+    """Raises UserError where another package than this one, whose names need no folder, has no such config.
 
-    Names of this package's configs need no folder: `mmhcg.stack.config_paths` reads them.
+    Or where MMEngine, which parses only letters and digits in the folder, cannot read the name.
     """
     package, _, rest = name.partition('::')
-    if (
-        rest
-        and package != 'mmhcg'
-        and not re.match(r'\w*/', rest)
-        and package.isidentifier()
-        and (spec := find_spec(package))
-    ):
-        path = Path(spec.origin or '').parent / '.mim' / 'configs' / rest
-        if path.is_file():
-            raise UserError(f'MMEngine cannot read the name {name}: give the file, {path}')
+    spec = find_spec(package) if rest and package != 'mmhcg' and package.isidentifier() else None
+    configs = Path(spec.origin or '').parent / '.mim' / 'configs' if spec else Path()
+    if not spec or not configs.is_dir():
+        return
+    if not (configs / rest).is_file():
+        names = [path.relative_to(configs).as_posix() for path in configs.glob('*/*.py')]
+        same = [other for other in names if Path(other).name == Path(rest).name]  # in another folder
+        raise UserError(f'no config {name} in {configs}{nearest(rest, same or names)}')
+    if not re.match(r'\w*/', rest):
+        raise UserError(f'MMEngine cannot read the name {name}: give the file, {configs / rest}')
 
 
 def detector_of(cfg: Config) -> ConfigDict:

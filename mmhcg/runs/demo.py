@@ -58,7 +58,6 @@ def run_demo(
 
     cfg = Config.fromfile(config)
     cfg.merge_from_dict(cfg_options or {})
-    cfg.brief_screen = True
     print(f'training for {cfg.train_cfg.max_iters} iterations; the log is in {work_dir}', flush=True)
     runner = train(_without_validation(cfg), work_dir=str(work_dir), data_root=str(data), seed=seed)
     log = work_dir / runner.timestamp / f'{runner.timestamp}.log'

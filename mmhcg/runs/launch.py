@@ -207,6 +207,7 @@ def _choose_weights(cfg: Config, backbone_type: Any, no_pretrained: bool) -> tup
 
 
 def _build_runner(cfg: Config) -> Runner:
+    cfg.setdefault('brief_screen', True)
     cfg.env_cfg = cfg.get('env_cfg') or {}
     cfg.env_cfg.setdefault('dist_cfg', {}).setdefault('timeout', TIMEOUT)
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():

@@ -94,5 +94,5 @@ def _download(url: str, path: Path) -> None:
         torch.hub.download_url_to_file(url, str(path))
     except OSError as error:
         raise CheckpointError(
-            f'checkpoint {url}: cannot be downloaded ({error}). Or put it at {path}.'
+            f'checkpoint {url}: cannot be downloaded ({error}). Put it at {path}, if there is no network.'
         ) from error

@@ -93,7 +93,7 @@ def _explain(error: Exception) -> str:
         return _CLAIMS_TOO_MUCH
     reason = (str(error).rpartition('WeightsUnpickler error:')[2].strip().splitlines() or [''])[0]
     return (
-        f'cannot be loaded ({type(error).__name__}: {reason}). If it is a checkpoint at all: '
+        f'cannot be loaded ({type(error).__name__}: {reason}). It is no checkpoint, or a damaged one: '
         f'{_IF_DAMAGED[0].lower()}{_IF_DAMAGED[1:]}'
     )
 

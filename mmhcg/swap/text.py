@@ -14,6 +14,7 @@ from mmhcg.runs.errors import UserError
 from mmhcg.weights.files import WeightsError, check_new
 
 LINE = 100  # characters of a written config
+ADVICE = 'To change more, inherit from this file: a second `model = ...` in it would replace the one below.'
 
 
 def config_text(base: str, old: Config, new: Config, out: str | Path | None = None) -> str:
@@ -32,7 +33,8 @@ def config_text(base: str, old: Config, new: Config, out: str | Path | None = No
     else:
         _check(base, os.path.abspath(base), new, body)
         path = Path(_path_from(Path(out).parent, base) if out else base).as_posix()
-    return f'"""HCGNet-{detector_of(new).backbone.arch.upper()} in {path}"""\n\n_base_ = {path!r}\n\n{body}'
+    title = f'HCGNet-{detector_of(new).backbone.arch.upper()} in {path}'
+    return f'"""{title}\n\n{ADVICE}\n"""\n\n_base_ = {path!r}\n\n{body}'
 
 
 def _path_from(folder: Path, base: str) -> str:
