@@ -72,7 +72,7 @@ def check_model(cfg: Config) -> Module:
     """The config's model, without numbers where that can be, before the run makes its folder.
 
     Raises:
-        UserError: it cannot be built, or its neck takes other maps than HCGNet's; some in the other order.
+        UserError: it cannot be built, or its neck takes other maps than HCGNet's.
     """
     model: Module = _built(cfg, cfg.model)
     backbone = getattr(getattr(model, 'detector', model), 'backbone', None)
@@ -81,7 +81,7 @@ def check_model(cfg: Config) -> Module:
     taken = neck.get('in_channels') if isinstance(neck, dict) else None
     if isinstance(backbone, HCGNet) and isinstance(taken, (list, tuple)):
         given = backbone.out_channels
-        if len(taken) == len(given) and sorted(taken) != sorted(given):  # else it takes some of them
+        if len(taken) == len(given) and sorted(taken) != sorted(given):  # else some, or in the other order
             name = cfg.filename or 'the config'
             raise UserError(
                 f'{name}: model.neck.in_channels is {list(taken)}, and HCGNet returns {list(given)}'
