@@ -347,13 +347,13 @@ def test_one_image_a_batch_is_refused_where_norms_learn(tiny, tmp_path, options)
         train(tiny / 'tiny.py', tmp_path / 'run', tiny / 'shapes', cfg_options=options, no_pretrained=True)
     assert list(tmp_path.iterdir()) == []
     cfg = load_config(tiny / 'tiny.py', options)  # its norms do not learn
-    preflight.check_batch_size(cfg)
+    preflight.settle_batches(cfg)
     cfg.model.backbone.norm_eval, cfg.launcher = False, 'pytorch'
     if 'SyncBN' in options.values():  # the other processes' images count, too
-        preflight.check_batch_size(cfg)
+        preflight.settle_batches(cfg)
     else:
         with pytest.raises(UserError, match='batch_size=1: '):
-            preflight.check_batch_size(cfg)
+            preflight.settle_batches(cfg)
 
 
 def test_models_that_need_numbers_to_be_built_pass():
@@ -444,7 +444,7 @@ def test_a_type_has_one_name_however_it_is_written():
 
     metrics = [ConfigDict(type=CocoMetric), ConfigDict(type='mmdet.CocoMetric')]
     use_twelve_numbers(metrics)
-    assert [metric.type for metric in metrics] == ['CocoTwelve'] * 2
+    assert [metric.type for metric in metrics] == ['mmhcg.CocoTwelve'] * 2
 
 
 @pytest.mark.parametrize(('said', 'brief'), [({}, True), ({'brief_screen': False}, False)])

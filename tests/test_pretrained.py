@@ -11,8 +11,9 @@ from tiny_run import CONFIGS
 
 from mmhcg import HCGNet
 from mmhcg.runs.batches import FullBatchSampler
+from mmhcg.runs.config import class_name
 from mmhcg.runs.errors import UserError
-from mmhcg.runs.preflight import SMALL_BATCH_NOTE, check_batch_size
+from mmhcg.runs.preflight import FULL_BATCHES_NOTE, SMALL_BATCH_NOTE, settle_batches
 from mmhcg.runs.pretrained import start_from_scratch, was_started_from_scratch
 
 
@@ -38,15 +39,17 @@ def test_fewer_than_four_images_are_told_to_be_too_few(cfg, norm, norm_eval, lau
     cfg.launcher = launcher
     for size, told in {2: learns, 3: learns, 4: False}.items():
         cfg.train_dataloader.batch_size = size
-        assert check_batch_size(cfg) == [SMALL_BATCH_NOTE] * told
+        assert settle_batches(cfg) == [FULL_BATCHES_NOTE] * learns + [SMALL_BATCH_NOTE] * told
+        assert class_name(cfg.train_dataloader.batch_sampler).startswith('Full') == learns
     cfg.train_dataloader.pop('batch_size')  # PyTorch's is 1
     with pytest.raises(UserError, match='batch_size=1') if learns else nullcontext():
-        assert check_batch_size(cfg) == []
+        assert settle_batches(cfg) == []
 
 
 def test_without_a_batch_sampler_the_loader_drops_the_incomplete_batch(cfg):
     cfg.train_dataloader.batch_sampler = None
     start_from_scratch(cfg, HCGNet)
+    settle_batches(cfg)
     assert cfg.train_dataloader.drop_last is True
 
 

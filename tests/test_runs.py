@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +96,7 @@ def test_no_pretrained_leaves_nothing_frozen(name):
     note = pretrained.start_from_scratch(cfg, preflight.check_backbone(cfg))
     assert cfg.model.backbone.init_cfg is None
     assert 'frozen_stages=-1, norm_eval=False, norm_cfg.requires_grad=True.' in note
-    assert bool(preflight.check_batch_size(cfg)) == ('hcgnet' in name)
+    assert bool(preflight.settle_batches(cfg)) == ('hcgnet' in name)
     backbone = MODELS.build(cfg.model.backbone)
     backbone.train()
     assert all(parameter.requires_grad for parameter in backbone.parameters())
@@ -108,7 +110,9 @@ def test_no_pretrained_batches_are_full(images, size, batches):
     from mmdet.registry import DATA_SAMPLERS
 
     cfg = Config.fromfile(MASK_B)
+    cfg.train_dataloader.batch_size = size
     pretrained.start_from_scratch(cfg, preflight.check_backbone(cfg))
+    preflight.settle_batches(cfg)
     dataset = [dict(width=2 + index % 2, height=2 + index // 2 % 2) for index in range(images)]
     dataset = type('Pictures', (list,), dict(get_data_info=list.__getitem__))(dataset)
     sampler = DefaultSampler(dataset, shuffle=False)
@@ -481,10 +485,10 @@ def test_coco_twelve_gives_the_numbers_of_pycocotools(tmp_path):
 @pytest.mark.parametrize(
     ('metric', 'kind'),
     [
-        (dict(type='CocoMetric'), 'CocoTwelve'),
-        (dict(type='mmdet.CocoMetric'), 'CocoTwelve'),
-        (dict(type='CocoMetric', metric='bbox'), 'CocoTwelve'),
-        (dict(type='CocoMetric', metric=['bbox', 'segm']), 'CocoTwelve'),
+        (dict(type='CocoMetric'), 'mmhcg.CocoTwelve'),
+        (dict(type='mmdet.CocoMetric'), 'mmhcg.CocoTwelve'),
+        (dict(type='CocoMetric', metric='bbox'), 'mmhcg.CocoTwelve'),
+        (dict(type='CocoMetric', metric=['bbox', 'segm']), 'mmhcg.CocoTwelve'),
         (dict(type='CocoMetric', metric='proposal'), 'CocoMetric'),
         (dict(type='CocoMetric', proposal_nums=(1, 10, 100)), 'CocoMetric'),
         (dict(type='CocoMetric', metric_items=['mAP']), 'CocoMetric'),
@@ -495,6 +499,16 @@ def test_twelve_numbers_replace_those_of_boxes_and_masks_that_nobody_chose(metri
     metrics = [ConfigDict(metric)]
     use_twelve_numbers(metrics)
     assert metrics[0].type == kind
+
+
+@pytest.mark.slow
+def test_what_a_run_puts_into_its_config_is_found_when_that_is_used_again():
+    """By a process that has imported nothing of it."""
+    code = (
+        'import mmhcg; from mmdet.registry import DATA_SAMPLERS, METRICS; '
+        "assert METRICS.get('mmhcg.CocoTwelve') and DATA_SAMPLERS.get('mmhcg.FullBatchSampler')"
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
 
 
 def test_coco_twelve_scores_a_detector_that_finds_nothing(tmp_path):

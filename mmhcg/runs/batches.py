@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mmdet.datasets import AspectRatioBatchSampler
-from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
+
+from mmhcg.registry import DATA_SAMPLERS
 
 
 @DATA_SAMPLERS.register_module()

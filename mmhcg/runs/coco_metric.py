@@ -8,8 +8,8 @@ from typing import Any
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation import CocoMetric
 from mmengine.config import ConfigDict
-from mmengine.registry import METRICS
 
+from mmhcg.registry import METRICS
 from mmhcg.runs.config import class_name
 
 # MMDetection's names of pycocotools' stats 0..11 -> what they are with 1, 10 and 100 detections an image
@@ -50,7 +50,7 @@ def use_twelve_numbers(metrics: list[ConfigDict]) -> None:
         scored = {scored} if isinstance(scored, str) else set(scored)
         chosen = 'proposal_nums' in metric or 'metric_items' in metric
         if class_name(metric) == 'CocoMetric' and scored <= {'bbox', 'segm'} and not chosen:
-            metric.type = CocoTwelve.__name__
+            metric.type = 'mmhcg.CocoTwelve'
 
 
 def _rename(key: str) -> str:

@@ -76,7 +76,7 @@ def train(
     if resume:
         cfg.resume, cfg.load_from = True, None if resume is True else str(resume)
     content, notes = _choose_weights(cfg, backbone_type, no_pretrained)
-    notes += preflight.check_batch_size(cfg)
+    notes += preflight.settle_batches(cfg)
     notes += check_data(cfg, ('train', 'val'))
     notes += _make_safe(cfg)
     with sole_run(cfg.work_dir, launcher):  # before the Runner writes its first file

@@ -18,6 +18,10 @@ from mmhcg.runs.errors import UserError
 from mmhcg.weights.entries import form_fault, tensors_of, value_fault
 
 FEW_IMAGES = 4
+FULL_BATCHES_NOTE = (
+    "The norms in HCGNet's gates learn, for which one image is too few: an incomplete batch at the end of an "
+    'epoch is skipped.'
+)
 SMALL_BATCH_NOTE = (
     "Fewer than 4 images per GPU are too few for the norms in HCGNet's gates to learn: gradients explode. "
     'Set train_dataloader.batch_size=4 or more, or model.backbone.norm_cfg.type=SyncBN on several GPUs, or '
@@ -89,21 +93,30 @@ def check_model(cfg: Config) -> Module:
     return model
 
 
-def check_batch_size(cfg: Config) -> list[str]:
-    """Where norms of HCGNet's gates are to learn from few images a process: what to log.
+def settle_batches(cfg: Config) -> list[str]:
+    """Where norms of HCGNet's gates are to learn, have a detector's batches full; returns what to log.
+
+    The last one of an epoch may be a single image, which they cannot normalise.
 
     Raises:
-        UserError: they are to learn from one.
+        UserError: they are to learn from one image a process.
     """
-    size = cfg.train_dataloader.get('batch_size', 1)
-    is_small = isinstance(size, int) and size < FEW_IMAGES  # `check_data` tells of what is no number
-    backbone = hcgnet_of(cfg) if is_small else None
+    backbone, loader = hcgnet_of(cfg), cfg.train_dataloader
     world_size = 1 if cfg.get('launcher', 'none') == 'none' else 2
     if backbone is None or not backbone.train().gates_need_a_batch(world_size):
         return []
+    size, notes = loader.get('batch_size', 1), []
     if size == 1:
         raise UserError(f'train_dataloader.batch_size=1: {ONE_IMAGE}')
-    return [SMALL_BATCH_NOTE]
+    if not is_classifier(cfg):
+        if loader.get('batch_sampler') is None:
+            loader.drop_last = True
+        elif class_name(loader.batch_sampler) == 'AspectRatioBatchSampler':
+            loader.batch_sampler.type = 'mmhcg.FullBatchSampler'
+        notes.append(FULL_BATCHES_NOTE)
+    if isinstance(size, int) and size < FEW_IMAGES:  # `check_data` tells of what is no number
+        notes.append(SMALL_BATCH_NOTE)
+    return notes
 
 
 def is_hcgnet(kind: Any) -> bool:

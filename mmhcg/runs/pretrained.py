@@ -88,27 +88,15 @@ def start_from_scratch(cfg: Config, backbone_type: Any) -> str:
             backbone[option] = changed[option] = value
     if backbone.get('norm_cfg'):
         backbone.norm_cfg.requires_grad = changed['norm_cfg.requires_grad'] = True
-    if cfg.get('train_dataloader'):
-        _keep_batches_full(cfg.train_dataloader)
     cfg.no_pretrained = True  # travels in the checkpoint, so that a resumed run stays unfrozen
     options = ', '.join(f'{option}={value}' for option, value in changed.items())
-    return f'{FROM_SCRATCH_NOTE}{options}. An incomplete batch at the end of an epoch is skipped.'
+    return f'{FROM_SCRATCH_NOTE}{options}.'
 
 
 def was_started_from_scratch(checkpoint: dict[str, Any]) -> bool:
     """Whether the run that wrote this checkpoint had `--no-pretrained`."""
     # Searched, not parsed: MMEngine reads a config by running it, and a checkpoint must not run code.
     return re.search(r'^no_pretrained = True$', str(checkpoint.get('meta', {}).get('cfg')), re.M) is not None
-
-
-def _keep_batches_full(loader: ConfigDict) -> None:
-    """An epoch's last batch may be one image, which HCGNet's gates cannot normalise while norms learn."""
-    from mmhcg.runs.batches import FullBatchSampler
-
-    if loader.get('batch_sampler') is None:
-        loader.drop_last = True
-    elif class_name(loader.batch_sampler) == 'AspectRatioBatchSampler':
-        loader.batch_sampler.type = FullBatchSampler.__name__
 
 
 def _pretrained(part: ConfigDict) -> list[ConfigDict]:
