@@ -36,18 +36,18 @@ def test_what_the_user_can_mend_is_a_message_and_an_exit_code(monkeypatch, capsy
     assert capsys.readouterr().err == 'error: too deep: 3\n'
 
 
-@pytest.mark.parametrize('backend', ['gloo', 'nccl'])
+@pytest.mark.parametrize('backend', ['cpu:gloo', 'cpu:gloo,cuda:nccl'])
 def test_an_error_of_one_of_several_processes_leaves_their_group_unless_it_may_wait(monkeypatch, backend):
     def fail() -> None:
         raise DivergedError('loss is nan')
 
     distributed.init_process_group('gloo', store=distributed.HashStore(), rank=0, world_size=1)
-    monkeypatch.setattr(distributed, 'get_backend', lambda: backend)
+    monkeypatch.setattr(distributed, 'get_backend_config', lambda: backend)
     try:
         with pytest.raises(SystemExit) as stop:
             cli.run(fail, argparse.ArgumentParser(), [])
         assert stop.value.code == 3
-        assert distributed.is_initialized() == (backend == 'nccl')
+        assert distributed.is_initialized() == ('nccl' in backend)
     finally:
         leave_group()
 

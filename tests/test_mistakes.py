@@ -33,6 +33,7 @@ from mmhcg.runs.places import check_file
 from mmhcg.runs.predictions import CheckedPredictions
 from mmhcg.runs.pretrained import start_from_scratch
 from mmhcg.runs.safe_runner import SafeRunner
+from mmhcg.stack.checkpoints import CheckpointError
 
 
 @pytest.fixture(scope='module')
@@ -223,6 +224,26 @@ def test_mistakes_in_what_is_tested(tiny, tmp_path, options, message):
             cfg_options=options,
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_another_model_are_refused_before_the_folder_is_made(tiny, tmp_path):
+    torch.save({'fc.weight': torch.ones(1)}, tmp_path / 'other.pth')
+    with pytest.raises(CheckpointError, match=r'other\.pth: does not fit MaskRCNN'):
+        run_test(tiny / 'tiny.py', tmp_path / 'other.pth', tiny / 'shapes', work_dir=tmp_path / 'run')
+    assert [path.name for path in tmp_path.iterdir()] == ['other.pth']
+
+
+def test_a_key_that_no_config_has_wrong_is_not_blamed(tiny):
+    """The detector hands `train_cfg` on to its head, which is the one that does not take it."""
+
+    class Head(nn.Module):
+        def __init__(self, test_cfg=None):
+            super().__init__()
+
+    cfg = load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    cfg.model.bbox_head = dict(type=Head)
+    with pytest.raises(UserError, match=r"unexpected keyword argument 'train_cfg'$"):
+        preflight.check_model(cfg)
 
 
 def test_names_that_shipped_configs_use_pass():

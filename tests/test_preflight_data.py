@@ -193,6 +193,9 @@ def test_images_that_a_run_does_not_read_may_be_missing(cfg, data):
     cfg.train_dataloader.dataset.test_mode = True  # in which nothing is filtered
     with pytest.raises(UserError, match='missing image'):
         check_data(cfg, ('train',))
+    cfg.train_dataloader.dataset.pipeline[0].ignore_empty = True  # another image takes its place
+    assert check_data(cfg, ('train',)) == []
+    cfg.train_dataloader.dataset.pipeline[0].ignore_empty = False
     cfg.train_dataloader.dataset.indices = 4
     assert check_data(cfg, ('train',)) == []
     cfg.train_dataloader.dataset.indices = None

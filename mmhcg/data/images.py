@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Iterator
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -79,7 +80,11 @@ def _named(listed: AnnotationFile) -> list[tuple[Any, Image]]:
 
 def _size(path: str) -> int | None:
     """In bytes; None if it is no file."""
-    return os.path.getsize(path) if os.path.isfile(path) else None
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _absent(number: Any, size: int | None) -> Found:

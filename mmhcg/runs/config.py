@@ -146,7 +146,7 @@ def _check_name(name: str) -> None:
     if not spec or not configs.is_dir():
         return
     if not (configs / rest).is_file():
-        names = [path.relative_to(configs).as_posix() for path in configs.glob('*/*.py')]
+        names = [path.relative_to(configs).as_posix() for path in configs.rglob('*.py')]
         same = [other for other in names if Path(other).name == Path(rest).name]  # in another folder
         raise UserError(f'no config {name} in {configs}{nearest(rest, same or names)}')
     if not re.match(r'\w*/', rest):
@@ -225,7 +225,9 @@ def _place_of_slip(cfg: Config, message: str) -> str:
     if not slip or len(places) != 1 or 'type' not in places[0][1]:
         return ''
     path, node = places[0]
-    return f' ({path}.{slip[1]}{nearest(slip[1], parameters_of(resolve(node, MODELS))[0])})'
+    names = parameters_of(resolve(node, MODELS))[0]
+    # Else it is a class that hands it on to another, which does not take it
+    return f' ({path}.{slip[1]}{nearest(slip[1], names)})' if slip[1] not in names else ''
 
 
 def init_weights(model: Module) -> None:

@@ -199,8 +199,9 @@ def _use(dataset: ConfigDict) -> Use:
 
 
 def _reads_files(dataset: ConfigDict) -> bool:
-    """Whether its pipeline reads images from a local disk."""
-    return all(_is_local(step) for _, step in dicts_of(dataset.get('pipeline') or []))
+    """Whether its pipeline reads images from a local disk, and needs all of them."""
+    steps = [step for _, step in dicts_of(dataset.get('pipeline') or [])]
+    return all(_is_local(step) and not step.get('ignore_empty') for step in steps)
 
 
 def _is_local(part: ConfigDict) -> bool:

@@ -132,11 +132,11 @@ def test(
     preflight.check_parts(cfg, 'test')
     check_names(cfg, ('test',))
     checkpoint = str(checkpoint)
-    content = preflight.check_checkpoint(checkpoint)
-    notes = check_data(cfg, ('test',))
-    model = preflight.check_model(cfg)
+    model, content = preflight.check_model(cfg), preflight.check_checkpoint(checkpoint)
     if content:
         check_fit(os.path.abspath(checkpoint), content, model)
+    del model, content  # they may be large
+    notes = check_data(cfg, ('test',))
     pretrained.drop_pretrained(cfg)
     cfg.load_from, cfg.resume = checkpoint, False
     if show_dir is not None:

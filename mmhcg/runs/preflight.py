@@ -105,14 +105,15 @@ def settle_batches(cfg: Config) -> list[str]:
     world_size = 1 if cfg.get('launcher', 'none') == 'none' else 2
     if backbone is None or not backbone.train().gates_need_a_batch(world_size):
         return []
-    size, notes = loader.get('batch_size', 1), []
+    sampler = loader.get('batch_sampler')
+    size, notes = (sampler or loader).get('batch_size', loader.get('batch_size', 1)), []
     if size == 1:
         raise UserError(f'train_dataloader.batch_size=1: {ONE_IMAGE}')
     if not is_classifier(cfg):
-        if loader.get('batch_sampler') is None:
+        if sampler is None:
             loader.drop_last = True
-        elif class_name(loader.batch_sampler) == 'AspectRatioBatchSampler':
-            loader.batch_sampler.type = 'mmhcg.FullBatchSampler'
+        elif class_name(sampler) == 'AspectRatioBatchSampler':
+            sampler.type = 'mmhcg.FullBatchSampler'
         notes.append(FULL_BATCHES_NOTE)
     if isinstance(size, int) and size < FEW_IMAGES:  # `check_data` tells of what is no number
         notes.append(SMALL_BATCH_NOTE)

@@ -38,7 +38,7 @@ def leave_group(alone: bool = False) -> None:
     Args:
         alone: The others stay. NCCL, which may wait for them, is left as it is.
     """
-    if _in_group() and not (alone and distributed.get_backend() == 'nccl'):
+    if _in_group() and not (alone and 'nccl' in distributed.get_backend_config()):
         distributed.destroy_process_group()
         atexit.register(gc.collect)
 
