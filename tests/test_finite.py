@@ -170,13 +170,19 @@ def test_iterations_that_only_sum_gradients_up_are_no_skipped_steps():
 
 
 def test_an_iteration_without_a_step_is_let_through():
-    """Of a model that steps in some iterations alone: there is no norm to look at."""
+    """Of a model that steps in some iterations alone: there is no norm to look at, until there is one."""
     model = torch.nn.Linear(1, 1)
     wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
-    runner = SimpleNamespace(optim_wrapper=wrapper)
+    runner = SimpleNamespace(
+        optim_wrapper=wrapper, epoch=0, iter=0, work_dir='', logger=logging.getLogger('x')
+    )
     hook = FiniteTraining()
     hook.before_train(runner)
     hook.after_train_iter(runner, 0, {}, {'loss': torch.ones(1)})
+    runner.iter = 1
+    wrapper.update_params(model(torch.full((1, 1), math.inf)).sum())
+    with pytest.raises(DivergedError, match=r'in iteration 2 .* the norm of the gradients is inf'):
+        hook.after_train_iter(runner, 1, {}, {'loss': torch.ones(1)})
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('-inf')])

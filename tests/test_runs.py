@@ -506,9 +506,11 @@ def test_what_a_run_puts_into_its_config_is_found_when_that_is_used_again():
     """By a process that has imported nothing of it."""
     code = (
         'import mmhcg; from mmdet.registry import DATA_SAMPLERS, METRICS; '
-        "assert METRICS.get('mmhcg.CocoTwelve') and DATA_SAMPLERS.get('mmhcg.FullBatchSampler')"
+        "print(METRICS.get('mmhcg.CocoTwelve'), DATA_SAMPLERS.get('mmhcg.FullBatchSampler'))"
     )
-    subprocess.run([sys.executable, '-c', code], check=True)
+    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    classes = 'mmhcg.runs.coco_metric.CocoTwelve', 'mmhcg.runs.batches.FullBatchSampler'
+    assert found.stdout.splitlines()[-1:] == [' '.join(f"<class '{name}'>" for name in classes)], found.stderr
 
 
 def test_coco_twelve_scores_a_detector_that_finds_nothing(tmp_path):

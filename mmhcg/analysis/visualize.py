@@ -114,8 +114,8 @@ def _read(image: str | Path) -> np.ndarray:
     import mmcv
 
     if not os.path.isfile(image):
-        is_folder = ', but a folder: name the files in it' if os.path.isdir(image) else ''
-        raise UserError(f'no image at {os.path.abspath(image)}{is_folder}')
+        instead = ', but a folder: name the files in it' if os.path.isdir(image) else ''
+        raise UserError(f'no image at {os.path.abspath(image)}{instead}')
     try:
         return mmcv.imread(str(image), channel_order='rgb')
     except Exception as error:  # decoders fail in many ways, and say so in many lines

@@ -24,11 +24,15 @@ MAX_PIXELS = 2**25  # decoded at a time, in 134 MB or less
 
 def absent_images(listed: AnnotationFile, folder: str, with_objects: bool = False) -> Iterator[Fault]:
     """The images that are missing or empty, of those `with_objects` or of all."""
-    numbers = [n for n, _ in _named(listed) if not with_objects or n in listed.with_objects]
-    paths = [os.path.join(folder, listed.images[number].name) for number in numbers]
+    paths = {
+        number: os.path.join(folder, image.name)
+        for number, image in _named(listed)
+        if not with_objects or number in listed.with_objects
+    }
     with ThreadPool(ASKED) as pool:
-        for number, path, size in zip(numbers, paths, pool.imap(_size, paths, chunksize=64)):
-            yield from judge(path, listed.use, _absent(number, size))
+        sizes = pool.imap(_size, paths.values(), chunksize=64)
+        for (number, path), size in zip(paths.items(), sizes):
+            yield from judge(path, listed.use, _absent(f'image {number!r}', size))
 
 
 def check_images(listed: AnnotationFile, folder: str, jobs: int) -> Iterator[list[Fault]]:
@@ -47,7 +51,7 @@ def _check_image(folder: str, numbered: tuple[Any, Image]) -> tuple[str, list]:
 def _found(path: str, number: Any, image: Image) -> Found:
     item, size = f'image {number!r}', _size(path)
     if not size:
-        yield from _absent(number, size)
+        yield from _absent(item, size)
     elif not cv2.haveImageReader(path):
         yield 'no image', item, 'of a format that OpenCV reads'
     else:
@@ -87,8 +91,8 @@ def _size(path: str) -> int | None:
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
-def _absent(number: Any, size: int | None) -> Found:
+def _absent(item: str, size: int | None) -> Found:
     if size is None:
-        yield 'missing image', f'image {number!r}', ''
+        yield 'missing image', item, ''
     elif size == 0:
-        yield 'empty image', f'image {number!r}', '0 bytes'
+        yield 'empty image', item, '0 bytes'

@@ -141,9 +141,10 @@ def _check_name(name: str) -> None:
     Or where MMEngine, which parses only letters and digits in the folder, cannot read the name.
     """
     package, _, rest = name.partition('::')
-    spec = find_spec(package) if rest and package != 'mmhcg' and package.isidentifier() else None
-    configs = Path(spec.origin or '').parent / '.mim' / 'configs' if spec else Path()
-    if not spec or not configs.is_dir():
+    if not rest or package == 'mmhcg' or not package.isidentifier() or not (spec := find_spec(package)):
+        return
+    configs = Path(spec.origin or '').parent / '.mim' / 'configs'
+    if not configs.is_dir():
         return
     if not (configs / rest).is_file():
         names = [path.relative_to(configs).as_posix() for path in configs.rglob('*.py')]
@@ -221,13 +222,17 @@ def build_model(cfg: Config, part: ConfigDict) -> Module:
 def _place_of_slip(cfg: Config, message: str) -> str:
     """The end of a message about a key that a class does not take: where it is, and what it may stand for."""
     slip = re.search(r"unexpected keyword argument '(\w+)'", message)
-    places = [(path, node) for path, node in dicts_of(cfg.model, 'model') if slip and slip[1] in node]
-    if not slip or len(places) != 1 or 'type' not in places[0][1]:
+    if not slip:
+        return ''
+    key = slip[1]
+    places = [(path, node) for path, node in dicts_of(cfg.model, 'model') if key in node]
+    if len(places) != 1 or 'type' not in places[0][1]:
         return ''
     path, node = places[0]
     names = parameters_of(resolve(node, MODELS))[0]
-    # Else it is a class that hands it on to another, which does not take it
-    return f' ({path}.{slip[1]}{nearest(slip[1], names)})' if slip[1] not in names else ''
+    if key in names:  # the class hands it on to another, which does not take it
+        return ''
+    return f' ({path}.{key}{nearest(key, names)})'
 
 
 def init_weights(model: Module) -> None:
